@@ -1,0 +1,16 @@
+"""From networks to neural graphs: symmetry groups, node sets and dense blocks."""
+
+from neural_graphs.graph._activation import Activation as Activation
+from neural_graphs.graph._batch import GraphBatch as GraphBatch
+from neural_graphs.graph._check import SymmetryReport as SymmetryReport
+from neural_graphs.graph._graph import Block as Block
+from neural_graphs.graph._graph import GraphSpec as GraphSpec
+from neural_graphs.graph._graph import NeuralGraph as NeuralGraph
+from neural_graphs.graph._graph import NodeSet as NodeSet
+from neural_graphs.graph._graph import spec_of_stack as spec_of_stack
+from neural_graphs.graph._spec import Axis as Axis
+from neural_graphs.graph._spec import PermutationSpec as PermutationSpec
+from neural_graphs.graph._stack import Layer as Layer
+from neural_graphs.graph._stack import Stack as Stack
+from neural_graphs.graph._trace import stack_from_shapes as stack_from_shapes
+from neural_graphs.graph._trace import trace as trace
