@@ -17,9 +17,9 @@ from neural_graphs.errors import RunError, UserError
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there when the block ends, remove it when it raises.
+    """Yield a temporary path beside `path`; move it there when the block ends, remove it if that raises.
 
-    Missing parent folders are made. The temporary name starts with a dot and keeps the suffix (`.npz`, `.png`),
+    Missing parent folders are made. The temporary name starts with a dot and keeps the suffix (`.npz`),
     which several writers look at. A reader sees the old file or the whole new one, also after a crash.
 
     Raises:
@@ -63,7 +63,7 @@ def _write_failure(error: BaseException) -> str | None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and infinity, which JSON lacks."""
+    """Write `value` as indented JSON, atomically. ValueError for NaN and infinity, which JSON lacks."""
     text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
