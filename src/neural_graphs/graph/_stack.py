@@ -92,7 +92,9 @@ class Stack:
         ``Stack.mlp((2, 32, 32, 1), "sine:30", shift=0.5)`` is the SIREN of Navon et al.'s INR corpus.
         """
         if len(widths) < 2 or any(int(w) < 1 for w in widths):
-            raise UserError(f"widths {tuple(widths)}: give at least an input and an output size, all positive")
+            raise UserError(
+                f"widths {tuple(widths)}: give at least an input and an output size, all positive"
+            )
         hidden = len(widths) - 2
         if isinstance(activation, (str, Activation)):
             activation = [activation] * hidden
@@ -153,7 +155,13 @@ class Stack:
             raise UserError("this architecture is not a plain stack that this version can read")
         try:
             layers = tuple(
-                Layer(**{**entry, "kernel": tuple(entry["kernel"]), "activation": Activation.parse(entry["activation"])})
+                Layer(
+                    **{
+                        **entry,
+                        "kernel": tuple(entry["kernel"]),
+                        "activation": Activation.parse(entry["activation"]),
+                    }
+                )
                 for entry in data["layers"]
             )
             return cls(layers, float(data.get("shift", 0.0)))
@@ -190,7 +198,11 @@ class Stack:
             if h.dim() == 5:
                 h = h.flatten(2)
             transposed = weight.transpose(1, 2)
-            out = torch.baddbmm(bias.unsqueeze(1), h, transposed) if bias is not None else torch.bmm(h, transposed)
+            out = (
+                torch.baddbmm(bias.unsqueeze(1), h, transposed)
+                if bias is not None
+                else torch.bmm(h, transposed)
+            )
             return layer.activation(out)
         # One grouped convolution runs all networks: networks become groups of channels.
         batch, probes = h.shape[:2]

@@ -1,0 +1,58 @@
+"""The baseline that ignores symmetry: a multilayer perceptron on the flattened weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from neural_graphs.errors import UserError
+from neural_graphs.graph import GraphBatch, NeuralGraph
+from neural_graphs.nn._encoder import Encoder, Encoding, Reads
+from neural_graphs.nn._registry import register_encoder
+
+
+@register_encoder("mlp")
+class WeightMLP(Encoder):
+    """Raw normalised weights and biases of one fixed architecture -> ``[B, width]``.
+
+    ``parameters`` is the number of parameters of the networks it reads; ``layers`` counts its own hidden layers. Not
+    invariant: reordering a network's neurons changes the result. Raises ``UserError`` on any other size.
+    """
+
+    invariant = False
+
+    def __init__(
+        self, parameters: int = 1185, width: int = 512, layers: int = 3, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.parameters_read, self.width = parameters, width
+        sizes = [parameters] + [width] * layers
+        steps: list[nn.Module] = []
+        for before, after in zip(sizes, sizes[1:], strict=False):
+            steps += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+        self.net = nn.Sequential(*steps)
+
+    def check_readable(self, graph: NeuralGraph) -> None:
+        size = graph.spec.num_edges if all(b.features == 1 for b in graph.spec.blocks) else 0
+        size = size or sum(edges[0].numel() for edges in graph.edges)
+        size += sum(nodes.shape[1] * nodes.shape[2] for nodes in graph.nodes)
+        if size != self.parameters_read:
+            raise UserError(
+                f"this MLP reads networks of {self.parameters_read} parameters, this one has {size}"
+            )
+
+    def forward(
+        self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges"
+    ) -> Encoding:
+        batch = GraphBatch.of(batch)
+        return Encoding(batch, vector=batch.restore([self._encode(graph) for graph in batch.buckets]))
+
+    def _encode(self, graph: NeuralGraph) -> Tensor:
+        self.check_readable(graph)
+        weights = self.normalization.weights(graph)
+        biases = [
+            b for b, raw in zip(self.normalization.biases(graph), graph.nodes, strict=True) if raw.shape[-1]
+        ]
+        return self.net(torch.cat([t.flatten(1) for t in (*weights, *biases)], 1))
