@@ -26,9 +26,7 @@ class SymmetryReport:
     @property
     def passed(self) -> bool:
         """The group leaves the function alone, and the test would have noticed a wrong one."""
-        return self.error <= self.tolerance and (
-            self.control > 10 * self.tolerance or self.group == "trivial"
-        )
+        return self.error <= self.tolerance and (self.control > 10 * self.tolerance or self.group == "trivial")
 
     def __str__(self) -> str:
         verdict = "holds" if self.passed else "FAILS"
@@ -66,9 +64,7 @@ def check_symmetries(
     def run(params: dict[str, Tensor]) -> Tensor:
         if module is None:
             return first._runnable().forward({k: v.unsqueeze(0) for k, v in params.items()}, inputs)[0]
-        rest = {
-            k: v.double() for k, v in module.state_dict().items() if k not in params and v.is_floating_point()
-        }
+        rest = {k: v.double() for k, v in module.state_dict().items() if k not in params and v.is_floating_point()}
         return functional_call(module, {**params, **rest}, (inputs,))
 
     training = module.training if module is not None else False

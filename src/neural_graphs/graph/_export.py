@@ -44,9 +44,7 @@ def to_pyg(graph: NeuralGraph) -> list[Any]:
     nodes, edges = flat_features(graph)
     index = edge_index(graph.spec)
     layer = torch.cat([torch.full((s.size,), s.depth) for s in graph.spec.node_sets])
-    return [
-        Data(x=nodes[i], edge_index=index, edge_attr=edges[i], layer=layer) for i in range(graph.batch_size)
-    ]
+    return [Data(x=nodes[i], edge_index=index, edge_attr=edges[i], layer=layer) for i in range(graph.batch_size)]
 
 
 def to_networkx(graph: NeuralGraph, index: int = 0) -> Any:

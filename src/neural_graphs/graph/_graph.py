@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,7 +29,7 @@ class NodeSet:
     size: int
     role: Role
     depth: int
-    activation: Activation = Activation()
+    activation: Activation = field(default_factory=Activation)
     parameters: tuple[str, ...] = ()
     symmetry: str | None = None
 
@@ -133,9 +133,7 @@ class NeuralGraph:
     # -- building -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def pack(
-        cls, spec: GraphSpec, state_dict: Mapping[str, Tensor], stack: Stack | None = None
-    ) -> NeuralGraph:
+    def pack(cls, spec: GraphSpec, state_dict: Mapping[str, Tensor], stack: Stack | None = None) -> NeuralGraph:
         """From tensors stacked over networks, ``[B, *shape]``. Raises ``UserError`` on missing names or wrong shapes."""
         edges, batch = [], None
         for block in spec.blocks:
@@ -184,9 +182,7 @@ class NeuralGraph:
     def cat(cls, graphs: Sequence[NeuralGraph]) -> NeuralGraph:
         """Stack graphs of the same architecture along the batch."""
         if len({graph.spec for graph in graphs}) != 1:
-            raise UserError(
-                "only graphs of one architecture can be stacked: use GraphBatch.of for mixed ones"
-            )
+            raise UserError("only graphs of one architecture can be stacked: use GraphBatch.of for mixed ones")
         first = graphs[0]
         nodes = tuple(torch.cat(parts) for parts in zip(*(g.nodes for g in graphs), strict=True))
         edges = tuple(torch.cat(parts) for parts in zip(*(g.edges for g in graphs), strict=True))
@@ -262,9 +258,7 @@ class NeuralGraph:
             raise UserError("this graph holds no executable architecture, so the network cannot be run")
         return self.stack
 
-    def check(
-        self, module: nn.Module | None = None, inputs: Tensor | None = None, **kwargs: Any
-    ) -> SymmetryReport:
+    def check(self, module: nn.Module | None = None, inputs: Tensor | None = None, **kwargs: Any) -> SymmetryReport:
         """Verify the symmetry claim numerically on the real network; see ``check_symmetries``."""
         from neural_graphs.graph._check import check_symmetries
 
@@ -292,9 +286,7 @@ class NeuralGraph:
 
 def _stacked(state_dict: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in state_dict:
-        raise UserError(
-            f"the network has no tensor {name}: its tensors are {', '.join(state_dict) or 'none'}"
-        )
+        raise UserError(f"the network has no tensor {name}: its tensors are {', '.join(state_dict) or 'none'}")
     value = state_dict[name]
     if tuple(value.shape[1:]) != shape:
         raise UserError(f"{name} has shape {tuple(value.shape[1:])}, expected {shape}")

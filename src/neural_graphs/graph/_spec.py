@@ -84,13 +84,7 @@ class PermutationSpec:
     @property
     def classes(self) -> dict[str, int]:
         """Symmetry classes and their sizes, in order of appearance."""
-        return {
-            name: size
-            for _, axes in self.axes
-            for axis in axes
-            for name, size in axis.factors
-            if name is not None
-        }
+        return {name: size for _, axes in self.axes for axis in axes for name, size in axis.factors if name is not None}
 
     @property
     def parameters(self) -> dict[str, tuple[Axis, ...]]:
@@ -137,9 +131,7 @@ class PermutationSpec:
     def invert(self, element: Element) -> Element:
         return {name: element[name].argsort(-1) for name in self.classes}
 
-    def apply(
-        self, state_dict: Mapping[str, Tensor], element: Element, batched: bool = False
-    ) -> dict[str, Tensor]:
+    def apply(self, state_dict: Mapping[str, Tensor], element: Element, batched: bool = False) -> dict[str, Tensor]:
         """The permuted state dict. Tensors carry a leading network axis when ``batched``.
 
         Elements ``[n]`` act on every network alike, elements ``[B, n]`` on each its own (``batched`` only). Names that the
@@ -148,14 +140,10 @@ class PermutationSpec:
         known = self.parameters
         out = {}
         for name, value in state_dict.items():
-            out[name] = (
-                self._apply_one(name, value, known[name], element, batched) if name in known else value
-            )
+            out[name] = self._apply_one(name, value, known[name], element, batched) if name in known else value
         return out
 
-    def _apply_one(
-        self, name: str, value: Tensor, axes: tuple[Axis, ...], element: Element, batched: bool
-    ) -> Tensor:
+    def _apply_one(self, name: str, value: Tensor, axes: tuple[Axis, ...], element: Element, batched: bool) -> Tensor:
         offset = int(batched)
         if tuple(value.shape[offset:]) != tuple(axis.size for axis in axes):
             raise UserError(f"{name} has shape {tuple(value.shape)}, expected {[axis.size for axis in axes]}")
@@ -184,9 +172,7 @@ class PermutationSpec:
         out = {}
         for name, axes in self.axes:
             if any(len(axis.factors) > 1 and axis.moves for axis in axes):
-                raise UserError(
-                    f"{name} has a flattened axis ({axes[-1]}), which axes_to_perm cannot express"
-                )
+                raise UserError(f"{name} has a flattened axis ({axes[-1]}), which axes_to_perm cannot express")
             out[name] = tuple(axis.factors[0][0] for axis in axes)
         return out
 
@@ -198,9 +184,7 @@ class PermutationSpec:
         axes = []
         for name, classes in axes_to_perm.items():
             if name not in shapes or len(shapes[name]) != len(classes):
-                raise UserError(
-                    f"axes_to_perm names {len(classes)} axes for {name}, its shape is {shapes.get(name)}"
-                )
+                raise UserError(f"axes_to_perm names {len(classes)} axes for {name}, its shape is {shapes.get(name)}")
             axes.append((name, tuple(Axis.of(c, n) for c, n in zip(classes, shapes[name], strict=True))))
         return cls(tuple(axes))
 
@@ -217,9 +201,7 @@ class PermutationSpec:
                 (name, tuple(Axis(tuple((c, int(n)) for c, n in factors)) for factors in entry))
                 for name, entry in data["axes"].items()
             )
-            kinds = tuple(
-                (name, Activation.parse(kind)) for name, kind in data.get("activations", {}).items()
-            )
+            kinds = tuple((name, Activation.parse(kind)) for name, kind in data.get("activations", {}).items())
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the description of a symmetry group is broken: {error}") from None
         return cls(axes, kinds)

@@ -92,9 +92,7 @@ class Stack:
         ``Stack.mlp((2, 32, 32, 1), "sine:30", shift=0.5)`` is the SIREN of Navon et al.'s INR corpus.
         """
         if len(widths) < 2 or any(int(w) < 1 for w in widths):
-            raise UserError(
-                f"widths {tuple(widths)}: give at least an input and an output size, all positive"
-            )
+            raise UserError(f"widths {tuple(widths)}: give at least an input and an output size, all positive")
         hidden = len(widths) - 2
         if isinstance(activation, (str, Activation)):
             activation = [activation] * hidden
@@ -198,14 +196,10 @@ class Stack:
             if h.dim() == 5:
                 h = h.flatten(2)
             transposed = weight.transpose(1, 2)
-            out = (
-                torch.baddbmm(bias.unsqueeze(1), h, transposed)
-                if bias is not None
-                else torch.bmm(h, transposed)
-            )
+            out = torch.baddbmm(bias.unsqueeze(1), h, transposed) if bias is not None else torch.bmm(h, transposed)
             return layer.activation(out)
         # One grouped convolution runs all networks: networks become groups of channels.
-        batch, probes = h.shape[:2]
+        batch = h.shape[0]
         stacked = h.transpose(0, 1).flatten(1, 2)
         out = F.conv2d(
             stacked,
@@ -249,9 +243,7 @@ class StackModule(nn.Module):
             child: nn.Module
             if layer.kernel:
                 kh, kw = layer.kernel
-                child = nn.Conv2d(
-                    layer.inputs, layer.outputs, (kh, kw), layer.stride, layer.padding, bias=layer.bias
-                )
+                child = nn.Conv2d(layer.inputs, layer.outputs, (kh, kw), layer.stride, layer.padding, bias=layer.bias)
             else:
                 child = nn.Linear(layer.inputs * layer.positions, layer.outputs, bias=layer.bias)
             parent: nn.Module = self

@@ -90,9 +90,7 @@ def _layer(name: str, child: nn.Linear | nn.Conv2d, before: Layer | None, flatte
     bias = child.bias is not None
     if isinstance(child, nn.Conv2d):
         if child.groups != 1 or child.dilation != (1, 1) or child.padding_mode != "zeros":
-            raise UserError(
-                f"{name}: only plain convolutions (no groups, no dilation, zero padding) form a stack"
-            )
+            raise UserError(f"{name}: only plain convolutions (no groups, no dilation, zero padding) form a stack")
         padding: tuple[int, ...] | str = child.padding
         if padding == "same" and child.stride == (1, 1) and all(k % 2 for k in child.kernel_size):
             padding = tuple(k // 2 for k in child.kernel_size)
@@ -153,9 +151,7 @@ def stack_from_shapes(
     weights = [name for name in shapes if name.rpartition(".")[2] == "weight"]
     if not weights:
         raise UserError("no tensor named *.weight: this is no state dict of Linear or Conv layers")
-    weights.sort(
-        key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
-    )
+    weights.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
     if activation is None:
         if len(weights) > 1:
             raise UserError(
@@ -173,9 +169,7 @@ def stack_from_shapes(
     for weight, kind in zip(weights, kinds, strict=True):
         shape, name = shapes[weight], weight.rpartition(".")[0]
         if len(shape) not in (2, 4):
-            raise UserError(
-                f"{weight} has {len(shape)} axes: plain stacks hold Linear (2) and Conv2d (4) weights only"
-            )
+            raise UserError(f"{weight} has {len(shape)} axes: plain stacks hold Linear (2) and Conv2d (4) weights only")
         bias = f"{name}.bias"
         used |= {weight, bias}
         if bias in shapes and shapes[bias] != (shape[0],):
@@ -183,9 +177,7 @@ def stack_from_shapes(
         inputs, positions, kernel = shape[1], 1, tuple(shape[2:])
         if layers and layers[-1].kernel and not kernel:
             if inputs % layers[-1].outputs:
-                raise UserError(
-                    f"{weight} reads {inputs} features, no multiple of {layers[-1].outputs} channels"
-                )
+                raise UserError(f"{weight} reads {inputs} features, no multiple of {layers[-1].outputs} channels")
             inputs, positions = layers[-1].outputs, inputs // layers[-1].outputs
             if positions == 1:
                 layers[-1] = replace(layers[-1], pool="global")

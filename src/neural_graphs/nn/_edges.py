@@ -90,9 +90,7 @@ class _ModulatedStatistics(torch.autograd.Function):
         total, square, low, high = (torch.empty_like(receiver) for _ in range(4))
         buffers: list[Tensor] = []
         for part in _chunks(z):
-            scale, offset, message = _messages(
-                z[part], weight, bias, receiver[part], sender[part], reverse, buffers
-            )
+            scale, offset, message = _messages(z[part], weight, bias, receiver[part], sender[part], reverse, buffers)
             torch.addcmul(offset, scale, message, out=message)
             torch.sum(message, dim, out=total[part])
             torch.amin(message, dim, out=low[part])
@@ -105,9 +103,7 @@ class _ModulatedStatistics(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, g_total: Tensor, g_square: Tensor, g_low: Tensor, g_high: Tensor
-    ) -> tuple[Any, ...]:
+    def backward(ctx: Any, g_total: Tensor, g_square: Tensor, g_low: Tensor, g_high: Tensor) -> tuple[Any, ...]:
         z, weight, bias, receiver, sender, low, high = ctx.saved_tensors
         reverse = ctx.reverse
         width = weight.shape[0] // 2
@@ -117,18 +113,12 @@ class _ModulatedStatistics(torch.autograd.Function):
         grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         buffers: list[Tensor] = []
         for part in _chunks(z):
-            scale, offset, pair = _messages(
-                z[part], weight, bias, receiver[part], sender[part], reverse, buffers
-            )
+            scale, offset, pair = _messages(z[part], weight, bias, receiver[part], sender[part], reverse, buffers)
             message = offset.addcmul_(scale, pair)
-            grad = torch.addcmul(
-                g_total[part].unsqueeze(dim), message, g_square[part].unsqueeze(dim), value=2.0
-            )
+            grad = torch.addcmul(g_total[part].unsqueeze(dim), message, g_square[part].unsqueeze(dim), value=2.0)
             for extreme, g_extreme in ((low, g_low), (high, g_high)):
                 hit = torch.eq(message, extreme[part].unsqueeze(dim), out=torch.empty_like(message))
-                share = g_extreme[part] / hit.sum(
-                    dim
-                )  # equal shares among ties keep the gradient equivariant
+                share = g_extreme[part] / hit.sum(dim)  # equal shares among ties keep the gradient equivariant
                 grad.addcmul_(hit, share.unsqueeze(dim))
             grad_scale = torch.mul(grad, pair, out=pair)
             grad_pair = torch.mul(grad, scale, out=scale)
@@ -187,9 +177,7 @@ class _EdgeUpdate(torch.autograd.Function):
         ctx.save_for_backward(z, weight, out_side, in_side)
         out = z.new_empty(*z.shape[:-1], weight.shape[0])
         for part in _chunks(z):
-            torch.nn.functional.silu(
-                _pre_activation(z, weight, out_side, in_side, part, out[part]), inplace=True
-            )
+            torch.nn.functional.silu(_pre_activation(z, weight, out_side, in_side, part, out[part]), inplace=True)
         return out
 
     @staticmethod
@@ -214,9 +202,7 @@ class _EdgeUpdate(torch.autograd.Function):
         return grad_z, grad_weight, grad_out, grad_in
 
 
-def _pre_activation(
-    z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor, part: slice, out: Tensor
-) -> Tensor:
+def _pre_activation(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor, part: slice, out: Tensor) -> Tensor:
     torch.add(out_side[part].unsqueeze(2), in_side[part].unsqueeze(1), out=out)
     _rows(out).addmm_(_rows(z[part]), weight.T)
     return out

@@ -43,9 +43,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.normalization = Normalization()
 
-    def forward(
-        self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges"
-    ) -> Encoding:
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         raise NotImplementedError
 
     def fit_normalization(self, graphs: Iterable[NeuralGraph]) -> None:

@@ -21,7 +21,7 @@ class GraphHead(nn.Module):
     def __init__(self, width: int, outputs: int, targets: int, hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or width
-        self.outputs = outputs
+        self.outputs, self.width = outputs, width
         self.mlp = nn.Sequential(
             nn.Linear(outputs * width, hidden),
             nn.ReLU(),
@@ -42,11 +42,9 @@ class GraphHead(nn.Module):
                     f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
                 )
             chosen = [
-                x
-                for s, x in zip(graph.spec.node_sets, nodes, strict=True)
-                if s.role == "output" and x is not None
+                x for s, x in zip(graph.spec.node_sets, nodes, strict=True) if s.role == "output" and x is not None
             ]
             pooled.append(torch.cat(chosen, 1).flatten(1))
         if not pooled:
-            return self.mlp[-1].weight.new_zeros(0, self.mlp[-1].out_features)
+            return self.mlp(next(self.parameters()).new_zeros(0, self.outputs * self.width))
         return self.mlp(encoding.batch.restore(pooled))

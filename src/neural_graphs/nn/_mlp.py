@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -23,14 +24,12 @@ class WeightMLP(Encoder):
 
     invariant = False
 
-    def __init__(
-        self, parameters: int = 1185, width: int = 512, layers: int = 3, dropout: float = 0.2
-    ) -> None:
+    def __init__(self, parameters: int = 1185, width: int = 512, layers: int = 3, dropout: float = 0.2) -> None:
         super().__init__()
         self.parameters_read, self.width = parameters, width
         sizes = [parameters] + [width] * layers
         steps: list[nn.Module] = []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in itertools.pairwise(sizes):
             steps += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
         self.net = nn.Sequential(*steps)
 
@@ -39,20 +38,14 @@ class WeightMLP(Encoder):
         size = size or sum(edges[0].numel() for edges in graph.edges)
         size += sum(nodes.shape[1] * nodes.shape[2] for nodes in graph.nodes)
         if size != self.parameters_read:
-            raise UserError(
-                f"this MLP reads networks of {self.parameters_read} parameters, this one has {size}"
-            )
+            raise UserError(f"this MLP reads networks of {self.parameters_read} parameters, this one has {size}")
 
-    def forward(
-        self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges"
-    ) -> Encoding:
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         batch = GraphBatch.of(batch)
         return Encoding(batch, vector=batch.restore([self._encode(graph) for graph in batch.buckets]))
 
     def _encode(self, graph: NeuralGraph) -> Tensor:
         self.check_readable(graph)
         weights = self.normalization.weights(graph)
-        biases = [
-            b for b, raw in zip(self.normalization.biases(graph), graph.nodes, strict=True) if raw.shape[-1]
-        ]
+        biases = [b for b, raw in zip(self.normalization.biases(graph), graph.nodes, strict=True) if raw.shape[-1]]
         return self.net(torch.cat([t.flatten(1) for t in (*weights, *biases)], 1))

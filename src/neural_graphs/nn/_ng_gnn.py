@@ -137,9 +137,7 @@ class NGGNN(Encoder):
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1 or probes < 0 or fourier < 0 or max_io < 1:
-            raise UserError(
-                "ng-gnn: width, layers and max_io must be positive, probes and fourier not negative"
-            )
+            raise UserError("ng-gnn: width, layers and max_io must be positive, probes and fourier not negative")
         self.width, self.reverse_edges, self.dropout = width, reverse_edges, dropout
         self.kernel = (int(kernel[0]), int(kernel[1]))
         features = math.prod(self.kernel) * (3 if reverse_edges else 1)
@@ -183,9 +181,7 @@ class NGGNN(Encoder):
         for block in spec.blocks:
             kernel_of(block.features, block.kernel, self.kernel)
 
-    def forward(
-        self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges"
-    ) -> Encoding:
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is not computed and returned as None."""
         batch = GraphBatch.of(batch)
         encoded = [self._encode(graph, reads) for graph in batch.buckets]
@@ -193,31 +189,27 @@ class NGGNN(Encoder):
 
     # -- one architecture ---------------------------------------------------------------------------------------------
 
-    def _encode(
-        self, graph: NeuralGraph, reads: Reads
-    ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    def _encode(self, graph: NeuralGraph, reads: Reads) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         self.check_readable(graph)
         todo = plan(graph.spec, len(self.layers), self.reverse_edges, reads)
         nodes = self._embed_nodes(graph)
         edges = self._embed_edges(graph, todo)
-        compose: nn.Linear | None = (
-            None  # the linear map between the stored edge values and the edge embedding
-        )
+        compose: nn.Linear | None = None  # the linear map between the stored edge values and the edge embedding
         for depth, layer in enumerate(self.layers, start=1):
             assert isinstance(layer, NGGNNLayer)
             nodes = self._message_pass(layer, graph.spec, todo, todo.nodes[depth], nodes, edges, compose)
             if layer.edge_mlp is not None and layer.norm is not None:
-                norm, live = layer.norm, todo.edges[depth]
-                nodes = nodewise(
-                    lambda x, n=norm: F.dropout(F.silu(n(x)), self.dropout, self.training), nodes
-                )
-                edges = self._update_edges(layer.edge_mlp, todo, live, nodes, edges, compose)
+                nodes = self._activate(layer.norm, nodes)
+                edges = self._update_edges(layer.edge_mlp, todo, todo.edges[depth], nodes, edges, compose)
                 compose = layer.edge_mlp.out
         found = tuple(nodes.get(s) for s in range(len(graph.spec.node_sets)))
         if reads != "edges":
             return found, (None,) * len(todo.directions)
         final = tuple(edges[d] if compose is None else compose(edges[d]) for d in range(len(todo.directions)))
         return found, final
+
+    def _activate(self, norm: nn.LayerNorm, nodes: Nodes) -> Nodes:
+        return nodewise(lambda x: F.dropout(F.silu(norm(x)), self.dropout, self.training), nodes)
 
     def _embed_nodes(self, graph: NeuralGraph) -> Nodes:
         biases = dict(enumerate(self.normalization.biases(graph)))
@@ -233,13 +225,9 @@ class NGGNN(Encoder):
             pad_kernel(edges, block.features, block.kernel, self.kernel)
             for block, edges in zip(graph.spec.blocks, self.normalization.weights(graph), strict=True)
         ]
-        roles: tuple[tuple[int, ...], tuple[int, ...]] = (
-            ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
-        )
+        roles: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
         return {
-            d: self.edge_embedding(
-                blocks[todo.directions[d].block], roles[todo.directions[d].reverse], self.edge_in
-            )
+            d: self.edge_embedding(blocks[todo.directions[d].block], roles[todo.directions[d].reverse], self.edge_in)
             for d in todo.edges[0]
         }
 
@@ -284,9 +272,7 @@ class NGGNN(Encoder):
         compose: nn.Linear | None,
     ) -> dict[int, Tensor]:
         weight, bias = composed(mlp.edge, compose)
-        senders = nodewise(
-            mlp.sender, {todo.directions[d].sender: nodes[todo.directions[d].sender] for d in live}
-        )
+        senders = nodewise(mlp.sender, {todo.directions[d].sender: nodes[todo.directions[d].sender] for d in live})
         receivers = nodewise(
             lambda x: mlp.receiver(x) + bias,
             {todo.directions[d].receiver: nodes[todo.directions[d].receiver] for d in live},
@@ -311,15 +297,11 @@ class NGGNN(Encoder):
 class RawEmbedding(nn.Module):
     """Raw features to width F: random Fourier features (Tancik et al. 2020) and a linear map, or a linear map alone."""
 
-    def __init__(
-        self, features: int, width: int, fourier: int, sigma: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, features: int, width: int, fourier: int, sigma: float, generator: torch.Generator) -> None:
         super().__init__()
         self.features = features
         self.frequencies: Tensor | None
-        frequencies = (
-            2 * math.pi * sigma * torch.randn(features, fourier, generator=generator) if fourier else None
-        )
+        frequencies = 2 * math.pi * sigma * torch.randn(features, fourier, generator=generator) if fourier else None
         self.register_buffer("frequencies", frequencies)
         self.linear = nn.Linear(2 * fourier if fourier else features, width)
 
@@ -327,9 +309,7 @@ class RawEmbedding(nn.Module):
         """``x`` ``[..., f]`` as if concatenated into the channel groups ``roles`` of the raw feature, zeros in the others;
         ``then`` is a linear map that follows and is composed with this one."""
         f = x.shape[-1]
-        weight, bias = (
-            composed(then, self.linear) if then is not None else (self.linear.weight, self.linear.bias)
-        )
+        weight, bias = composed(then, self.linear) if then is not None else (self.linear.weight, self.linear.bias)
         if self.frequencies is None:
             return F.linear(x, torch.stack([weight[:, r * f : (r + 1) * f] for r in roles]).sum(0), bias)
         frequencies = torch.stack([self.frequencies[r * f : (r + 1) * f] for r in roles]).sum(0)
@@ -359,9 +339,7 @@ class PositionEmbedding(nn.Module):
         if nodes.role == "output":
             return self.outputs[: nodes.size]
         weight = self.depth.weight
-        distance = torch.tensor(
-            [nodes.depth, spec.depth - nodes.depth], dtype=weight.dtype, device=weight.device
-        )
+        distance = torch.tensor([nodes.depth, spec.depth - nodes.depth], dtype=weight.dtype, device=weight.device)
         rates = 2.0 ** -torch.arange(self.waves, dtype=weight.dtype, device=weight.device)
         angle = (distance[:, None] * rates).flatten() * (math.pi / 2)
         return self.depth(torch.cat([angle.cos(), angle.sin()])).unsqueeze(0)

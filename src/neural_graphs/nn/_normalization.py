@@ -43,9 +43,7 @@ class Normalization:
                     sums[kind][key] = [a + b for a, b in zip(sums[kind][key], entry, strict=True)]
         if not sums["weight"]:
             raise UserError("there are no networks to measure weight statistics on")
-        return cls(
-            *({key: _moments(entry) for key, entry in sums[kind].items()} for kind in ("weight", "bias"))
-        )
+        return cls(*({key: _moments(entry) for key, entry in sums[kind].items()} for kind in ("weight", "bias")))
 
     def weights(self, graph: NeuralGraph) -> list[Tensor]:
         """Normalised edge features per block, ``[B, n_out, n_in, f]``."""
@@ -87,10 +85,7 @@ class Normalization:
         if data is None:
             return cls()
         try:
-            tables = (
-                {key: (float(m), float(s)) for key, (m, s) in data[kind].items()}
-                for kind in ("weight", "bias")
-            )
+            tables = ({key: (float(m), float(s)) for key, (m, s) in data[kind].items()} for kind in ("weight", "bias"))
             return cls(*tables)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the normalisation statistics of this model are broken: {error}") from None
