@@ -1,0 +1,195 @@
+"""Writing a zoo shard by shard, so that a kill at any moment loses at most the shard in work."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neural_graphs import __version__
+from neural_graphs._io import atomic_write, write_json
+from neural_graphs.errors import UserError
+from neural_graphs.graph._stack import Stack
+from neural_graphs.zoo._store import FORMAT, META, TABLE, WEIGHTS, Zoo, open_shard, read_meta, read_table
+
+LOCK = ".lock"
+
+
+class ZooWriter:
+    """Appends shards to a zoo folder, new or half made.
+
+    Use as a context manager. ``meta["request"]`` identifies the work: an existing folder is continued only when it was
+    begun with an equal request. Every shard, then the table that lists it, is written under a temporary name and moved into
+    place; a shard that the table does not list does not exist.
+
+    Raises:
+        UserError: the folder holds something else, another zoo, or is being written by another process.
+        RunError: the disk is full or not writable; what was written before is intact.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], architectures: Mapping[str, Stack], meta: Mapping[str, Any]
+    ) -> None:
+        self.path = Path(path)
+        self.architectures = dict(architectures)
+        self.meta: dict[str, Any] = {
+            "format": FORMAT,
+            **meta,
+            "architectures": {name: stack.to_json() for name, stack in architectures.items()},
+            "versions": {
+                "neural_graphs": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "complete": False,
+        }
+        self._rows: list[pa.Table] = []
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> ZooWriter:
+        self._refuse_foreign_folder()
+        fresh = not (self.path / META).is_file()
+        if fresh:
+            write_json(self.path / META, self.meta)  # also makes the folder
+        self._lock = _lock(self.path)
+        if not fresh:
+            self._resume()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock:
+            self._lock.close()
+            with contextlib.suppress(OSError):
+                (self.path / LOCK).unlink()
+
+    # -- resuming -----------------------------------------------------------------------------------------------------
+
+    def _refuse_foreign_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give a folder for the zoo")
+        if self.path.is_dir() and not (self.path / META).is_file():
+            found = [entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")]
+            if found:
+                raise UserError(f"{self.path} is not empty and holds no zoo: give a new folder")
+
+    def _resume(self) -> None:
+        there = read_meta(self.path)
+        mine, theirs = self.meta.get("request"), there.get("request")
+        if mine is None or mine != theirs:
+            raise UserError(
+                f"{self.path} holds another zoo ({_difference(mine, theirs)}): give a new folder or the same options"
+            )
+        self.meta = there
+        for leftover in (*self.path.glob(".*.tmp*"), *self.path.glob(f"{WEIGHTS}/.*.tmp*")):
+            leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
+        if (self.path / TABLE).is_file():
+            self._rows = list(self._intact(read_table(self.path)))
+
+    def _intact(self, table: pa.Table) -> Iterator[pa.Table]:
+        """The table's rows shard by shard, without shards that have been damaged since: those are made again."""
+        for shard in table["shard"].unique().to_pylist():
+            rows = table.filter(pa.compute.equal(table["shard"], shard))
+            with contextlib.suppress(UserError):
+                tensors = open_shard(self.path / WEIGHTS / shard, self.architectures[rows["architecture"][0].as_py()])
+                if len(next(iter(tensors.values()))) == rows.num_rows:
+                    yield rows
+
+    @property
+    def done(self) -> set[str]:
+        """File names of the shards that are finished."""
+        return {rows["shard"][0].as_py() for rows in self._rows}
+
+    def __len__(self) -> int:
+        """Networks written so far."""
+        return sum(rows.num_rows for rows in self._rows)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def append(
+        self, architecture: str, number: int, tensors: Mapping[str, Tensor], columns: Mapping[str, np.ndarray]
+    ) -> None:
+        """Write shard ``<architecture>-<number>``.
+
+        ``tensors`` are stacked over its networks, ``[n, *shape]``; ``columns`` must hold ``network`` and ``split`` and may
+        hold anything else, each ``[n]``.
+        """
+        shard = shard_name(architecture, number)
+        count = len(columns["network"])
+        contiguous = {
+            name: tensors[name].to("cpu", torch.float32).contiguous()
+            for name in self.architectures[architecture].parameter_shapes()
+        }
+        with atomic_write(self.path / WEIGHTS / shard) as temporary:
+            save_file(contiguous, temporary)
+        rows = {
+            "network": np.asarray(columns["network"], np.int64),
+            "architecture": np.full(count, architecture, dtype=object),
+            "shard": np.full(count, shard, dtype=object),
+            "row": np.arange(count, dtype=np.int64),
+            **{name: value for name, value in columns.items() if name != "network"},
+        }
+        self._rows.append(pa.table(rows))
+        self._write_table()
+
+    def _write_table(self) -> None:
+        table = pa.concat_tables(self._rows).sort_by("network")
+        with atomic_write(self.path / TABLE) as temporary:
+            pq.write_table(table, temporary)
+
+    def finish(self) -> Zoo:
+        """Mark the zoo as complete and open it."""
+        if not self._rows:
+            raise UserError(f"{self.path}: no networks to write")
+        self._write_table()
+        self.meta["complete"] = True
+        write_json(self.path / META, self.meta)
+        return Zoo.load(self.path)
+
+
+def shard_name(architecture: str, number: int) -> str:
+    return f"{architecture}-{number:05d}.safetensors"
+
+
+def _difference(mine: Any, theirs: Any) -> str:
+    if not isinstance(mine, dict) or not isinstance(theirs, dict):
+        return "made in another way"
+    for key in sorted({*mine, *theirs}):
+        if mine.get(key) != theirs.get(key):
+            return f"{key} is {_short(theirs.get(key))} there and {_short(mine.get(key))} here"
+    return "made in another way"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Hold the folder until this process ends, however it ends; None where the platform has no such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = open(path / LOCK, "w")  # noqa: SIM115 - held open as long as the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path} is being written by another process: wait for it or stop it") from None
+    except OSError:  # a file system without locks
+        file.close()
+        return None
+    return file
