@@ -4,6 +4,9 @@ A directed block holds edge features ``z`` of shape ``[B, n_out, n_in, F]``, whi
 messages run from the ``n_in`` axis to the ``n_out`` axis, ``reverse`` messages the other way. Edges dominate the cost, so
 nothing per edge is kept for the backward pass but ``z`` itself; the rest is recomputed chunk by chunk. The obvious
 implementation of each operation is its slow twin in the tests.
+
+Edges may be kept in bfloat16 while nodes and parameters stay in float32: matrix products and pointwise work on edges then
+run in bfloat16, sums over neighbours and over edges accumulate in float32.
 """
 
 from __future__ import annotations
@@ -39,44 +42,60 @@ class _FourierEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, e: Tensor, frequencies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(e, frequencies, weight)
-        out = e.new_empty(*e.shape[:-1], weight.shape[0])
-        half = frequencies.shape[1]
+        dtype, half = weight.dtype, frequencies.shape[1]
+        out = weight.new_empty(*e.shape[:-1], weight.shape[0])
         for part in _chunks(out):
             angle = _rows(e[part]) @ frequencies
             target = _rows(out[part])
-            torch.addmm(bias, torch.cos(angle), weight[:, :half].T, out=target)
-            target.addmm_(angle.sin_(), weight[:, half:].T)
+            torch.addmm(bias, torch.cos(angle).to(dtype), weight[:, :half].T, out=target)
+            target.addmm_(angle.sin_().to(dtype), weight[:, half:].T)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         e, frequencies, weight = ctx.saved_tensors
-        half = frequencies.shape[1]
+        dtype, half = weight.dtype, frequencies.shape[1]
         grad = grad.contiguous()
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = weight.new_zeros(weight.shape[0])
+        grad_weight = e.new_zeros(weight.shape)
+        grad_bias = e.new_zeros(weight.shape[0])
         grad_e = torch.empty_like(e) if ctx.needs_input_grad[0] else None
         for part in _chunks(grad):
             g = _rows(grad[part])
             angle = _rows(e[part]) @ frequencies
-            cos, sin = torch.cos(angle), torch.sin(angle)
-            grad_weight[:, :half].addmm_(g.T, cos)
-            grad_weight[:, half:].addmm_(g.T, sin)
+            cos, sin = torch.cos(angle).to(dtype), angle.sin_().to(dtype)
+            _accumulate(grad_weight[:, :half], g.T, cos)
+            _accumulate(grad_weight[:, half:], g.T, sin)
             grad_bias += g.sum(0)
             if grad_e is not None:
                 grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
-                grad_e[part] = (grad_angle @ frequencies.T).view_as(grad_e[part])
-        return grad_e, None, grad_weight, grad_bias
+                grad_e[part] = (grad_angle.to(e.dtype) @ frequencies.T).view_as(grad_e[part])
+        return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
 
 
-def fourier_embedding(e: Tensor, frequencies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def fourier_embedding(
+    e: Tensor, frequencies: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None
+) -> Tensor:
     """Random Fourier features of raw edge features, followed by a linear map.
 
     ``e`` ``[..., f]``, ``frequencies`` ``[f, m]`` (fixed, 2π included), ``weight`` ``[F, 2m]``, ``bias`` ``[F]`` ->
-    ``[..., F]``.
+    ``[..., F]`` of ``dtype`` (default: that of the weight). Angles are always computed in the precision of ``e``.
     """
-    return _FourierEmbedding.apply(e, frequencies, weight, bias)
+    dtype = dtype or weight.dtype
+    return _FourierEmbedding.apply(e.contiguous(), frequencies, weight.to(dtype), bias.to(dtype))
+
+
+def _accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, in float32 also when the factors are bfloat16."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    """The dtype in which sums of ``t`` accumulate."""
+    return torch.float32 if t.dtype == torch.bfloat16 else t.dtype
 
 
 class _ModulatedStatistics(torch.autograd.Function):
@@ -87,19 +106,20 @@ class _ModulatedStatistics(torch.autograd.Function):
         ctx: Any, z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, reverse: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dim = 1 if reverse else 2
-        total, square, low, high = (torch.empty_like(receiver) for _ in range(4))
+        total, square = (receiver.new_empty(receiver.shape, dtype=_wide(z)) for _ in range(2))
+        low, high = torch.empty_like(receiver), torch.empty_like(receiver)
         buffers: list[Tensor] = []
         for part in _chunks(z):
             scale, offset, message = _messages(z[part], weight, bias, receiver[part], sender[part], reverse, buffers)
             torch.addcmul(offset, scale, message, out=message)
-            torch.sum(message, dim, out=total[part])
+            torch.sum(message, dim, dtype=total.dtype, out=total[part])
             torch.amin(message, dim, out=low[part])
             torch.amax(message, dim, out=high[part])
-            torch.mul(message, message, out=message)
-            torch.sum(message, dim, out=square[part])
+            wide = message.to(total.dtype)
+            torch.sum(torch.mul(wide, wide, out=wide), dim, out=square[part])
         ctx.save_for_backward(z, weight, bias, receiver, sender, low, high)
         ctx.reverse = reverse
-        return total, square, low, high
+        return total, square, low.to(total.dtype), high.to(total.dtype)
 
     @staticmethod
     @once_differentiable
@@ -110,7 +130,9 @@ class _ModulatedStatistics(torch.autograd.Function):
         dim, other = (1, 2) if reverse else (2, 1)
         grad_z = torch.empty_like(z)
         grad_receiver, grad_sender = torch.empty_like(receiver), torch.empty_like(sender)
-        grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        grad_weight = weight.new_zeros(weight.shape, dtype=_wide(z))
+        grad_bias = bias.new_zeros(bias.shape, dtype=_wide(z))
+        g_total, g_square, g_low, g_high = (g.to(z.dtype) for g in (g_total, g_square, g_low, g_high))
         buffers: list[Tensor] = []
         for part in _chunks(z):
             scale, offset, pair = _messages(z[part], weight, bias, receiver[part], sender[part], reverse, buffers)
@@ -125,14 +147,14 @@ class _ModulatedStatistics(torch.autograd.Function):
             torch.sum(grad_pair, dim, out=grad_receiver[part])
             torch.sum(grad_pair, other, out=grad_sender[part])
             rows, flat_s, flat_t = _rows(z[part]), _rows(grad_scale), _rows(grad)
-            grad_weight[:width].addmm_(flat_s.T, rows)
-            grad_weight[width:].addmm_(flat_t.T, rows)
+            _accumulate(grad_weight[:width], flat_s.T, rows)
+            _accumulate(grad_weight[width:], flat_t.T, rows)
             grad_bias[:width] += flat_s.sum(0)
             grad_bias[width:] += flat_t.sum(0)
             target = _rows(grad_z[part])
             torch.mm(flat_s, weight[:width], out=target)
             target.addmm_(flat_t, weight[width:])
-        return grad_z, grad_weight, grad_bias, grad_receiver, grad_sender, None
+        return grad_z, grad_weight.to(z.dtype), grad_bias.to(z.dtype), grad_receiver, grad_sender, None
 
 
 def _messages(
@@ -166,6 +188,7 @@ def modulated_statistics(
     and ``sender`` are the projected embeddings of the two endpoints, ``[B, n, F']``. Returns sum, sum of squares, minimum
     and maximum, each ``[B, n_receiver, F']``.
     """
+    weight, bias, receiver, sender = (t.to(z.dtype) for t in (weight, bias, receiver, sender))
     return _ModulatedStatistics.apply(z, weight, bias, receiver, sender, reverse)
 
 
@@ -186,7 +209,7 @@ class _EdgeUpdate(torch.autograd.Function):
         z, weight, out_side, in_side = ctx.saved_tensors
         grad = grad.contiguous()
         grad_z = torch.empty_like(z)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = weight.new_zeros(weight.shape, dtype=_wide(z))
         grad_out, grad_in = torch.empty_like(out_side), torch.empty_like(in_side)
         buffer: Tensor | None = None
         for part in _chunks(z):
@@ -197,9 +220,9 @@ class _EdgeUpdate(torch.autograd.Function):
             torch.sum(g, 2, out=grad_out[part])
             torch.sum(g, 1, out=grad_in[part])
             rows = _rows(g)
-            grad_weight.addmm_(rows.T, _rows(z[part]))
+            _accumulate(grad_weight, rows.T, _rows(z[part]))
             torch.mm(rows, weight, out=_rows(grad_z[part]))
-        return grad_z, grad_weight, grad_out, grad_in
+        return grad_z, grad_weight.to(z.dtype), grad_out, grad_in
 
 
 def _pre_activation(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor, part: slice, out: Tensor) -> Tensor:
@@ -214,4 +237,5 @@ def edge_update(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor) ->
     ``z`` ``[B, n_out, n_in, F]``, ``weight`` ``[F', F]``, ``out_side`` ``[B, n_out, F']`` and ``in_side`` ``[B, n_in, F']``
     the projected endpoints (biases included) -> ``[B, n_out, n_in, F']``.
     """
+    weight, out_side, in_side = (t.to(z.dtype) for t in (weight, out_side, in_side))
     return _EdgeUpdate.apply(z, weight, out_side, in_side)

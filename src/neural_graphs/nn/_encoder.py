@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
@@ -35,6 +36,10 @@ class Encoder(nn.Module):
 
     invariant: ClassVar[bool] = True
     """Whether permuting neurons leaves the network's representation unchanged; the test battery holds it to that."""
+
+    edge_dtype: torch.dtype | None = None
+    """Precision of edge embeddings inside encoders that have them; None is that of the parameters. ``torch.bfloat16``
+    halves memory and, where the processor multiplies bfloat16 matrices, time."""
 
     config: dict[str, Any]
     width: int

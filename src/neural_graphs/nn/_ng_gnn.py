@@ -205,7 +205,8 @@ class NGGNN(Encoder):
         found = tuple(nodes.get(s) for s in range(len(graph.spec.node_sets)))
         if reads != "edges":
             return found, (None,) * len(todo.directions)
-        final = tuple(edges[d] if compose is None else compose(edges[d]) for d in range(len(todo.directions)))
+        wide = [edges[d].to(graph.dtype) for d in range(len(todo.directions))]
+        final = tuple(wide if compose is None else map(compose, wide))
         return found, final
 
     def _activate(self, norm: nn.LayerNorm, nodes: Nodes) -> Nodes:
@@ -227,7 +228,9 @@ class NGGNN(Encoder):
         ]
         roles: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
         return {
-            d: self.edge_embedding(blocks[todo.directions[d].block], roles[todo.directions[d].reverse], self.edge_in)
+            d: self.edge_embedding(
+                blocks[todo.directions[d].block], roles[todo.directions[d].reverse], self.edge_in, self.edge_dtype
+            )
             for d in todo.edges[0]
         }
 
@@ -305,15 +308,21 @@ class RawEmbedding(nn.Module):
         self.register_buffer("frequencies", frequencies)
         self.linear = nn.Linear(2 * fourier if fourier else features, width)
 
-    def forward(self, x: Tensor, roles: tuple[int, ...] = (0,), then: nn.Linear | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        roles: tuple[int, ...] = (0,),
+        then: nn.Linear | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """``x`` ``[..., f]`` as if concatenated into the channel groups ``roles`` of the raw feature, zeros in the others;
-        ``then`` is a linear map that follows and is composed with this one."""
+        ``then`` is a linear map that follows and is composed with this one; ``dtype`` that of the result."""
         f = x.shape[-1]
         weight, bias = composed(then, self.linear) if then is not None else (self.linear.weight, self.linear.bias)
         if self.frequencies is None:
-            return F.linear(x, torch.stack([weight[:, r * f : (r + 1) * f] for r in roles]).sum(0), bias)
+            return F.linear(x, torch.stack([weight[:, r * f : (r + 1) * f] for r in roles]).sum(0), bias).to(dtype)
         frequencies = torch.stack([self.frequencies[r * f : (r + 1) * f] for r in roles]).sum(0)
-        return fourier_embedding(x, frequencies, weight, bias)
+        return fourier_embedding(x, frequencies, weight, bias, dtype)
 
 
 class PositionEmbedding(nn.Module):
