@@ -35,7 +35,7 @@ RECIPES: dict[str, Recipe] = {
     # Navon et al. 2023 (DWSNets): no special first layer, zero biases in the sine layers, +0.5 at the output.
     "dws": Recipe("dws", shift=0.5, init="dws"),
     # Zhou et al. 2023 (NFN): SIREN initialisation, images in [-1, 1].
-    "nfn": Recipe("nfn", init="siren", pixel_range=(-1.0, 1.0)),
+    "nfn": Recipe("nfn", init="siren", lr=5e-4, pixel_range=(-1.0, 1.0)),
 }
 
 # A diverse zoo draws each network's architecture from these, uniformly: 1 to 4 hidden layers, 16 to 64 neurons wide.

@@ -107,6 +107,10 @@ class ZooWriter:
                 if len(next(iter(tensors.values()))) == rows.num_rows:
                     yield rows
 
+    def start_over(self) -> None:
+        """Forget the networks that an earlier run wrote."""
+        self._rows = []
+
     @property
     def done(self) -> set[str]:
         """File names of the shards that are finished."""
