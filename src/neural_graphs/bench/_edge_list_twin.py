@@ -1,0 +1,146 @@
+"""NG-GNN the textbook way: the slow, obvious twin of ``neural_graphs.nn.NGGNN`` that benchmarks and tests compare with.
+
+It runs the parameters of an ``NGGNN`` as the public message-passing implementations do: a dense ``[B, N, N, c]`` adjacency
+tensor embedded entry by entry (non-edges too), the edges gathered from it, endpoints gathered per edge and concatenated,
+messages scattered to their receivers, every linear map applied on its own. Nothing is fused, chunked, composed, skipped or
+recomputed. The one departure from the authors' code is the layer norm, which is over each node's features, as in
+``NGGNN``: theirs makes a network's output depend on its batch mates.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neural_graphs.graph import GraphBatch, NeuralGraph
+from neural_graphs.nn import NGGNN, Encoding
+from neural_graphs.nn._ng_gnn import STD_EPSILON, NGGNNLayer, RawEmbedding, pad_kernel
+from neural_graphs.nn._probes import ProbeFeatures
+
+
+class EdgeListTwin(nn.Module):
+    """Same call, same parameters, same numbers as ``encoder``; reads one architecture per call or batch of buckets."""
+
+    def __init__(self, encoder: NGGNN) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: GraphBatch | NeuralGraph) -> Encoding:
+        """All node and edge embeddings, laid out as those of ``NGGNN``."""
+        batch = GraphBatch.of(batch)
+        encoded = [self._encode(graph) for graph in batch.buckets]
+        return Encoding(batch, tuple(nodes for nodes, _ in encoded), tuple(edges for _, edges in encoded))
+
+    def _encode(self, graph: NeuralGraph) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        encoder = self.encoder
+        batch, size = graph.batch_size, graph.spec.num_nodes
+        adjacency, source, target = dense_adjacency(encoder, graph)
+
+        # Edge features: embed all N * N entries, then pick the edges.
+        if encoder.reverse_edges:
+            flipped = adjacency.transpose(1, 2)
+            adjacency = torch.cat([adjacency, flipped, adjacency + flipped], -1)
+            source, target = torch.cat([source, target]), torch.cat([target, source])
+        dense = encoder.edge_in(_embed(encoder.edge_embedding, adjacency))
+        e = dense[:, source, target].flatten(0, 1)
+
+        # One big disconnected graph, network b's nodes offset by b * N.
+        offset = torch.arange(batch, device=source.device).unsqueeze(1) * size
+        source_all, target_all = (source + offset).flatten(), (target + offset).flatten()
+        x = _embed_nodes(encoder, graph).flatten(0, 1)
+        for layer in encoder.layers:
+            assert isinstance(layer, NGGNNLayer)
+            x = _convolve(layer, x, e, source_all, target_all, encoder.average_log_degree)
+            if layer.edge_mlp is None or layer.norm is None:
+                continue
+            x = F.dropout(F.silu(layer.norm(x)), encoder.dropout, self.training)
+            mlp = layer.edge_mlp
+            e = mlp.out(F.silu(mlp.edge(e) + mlp.sender(x)[source_all] + mlp.receiver(x)[target_all]))
+
+        sizes = [nodes.size for nodes in graph.spec.node_sets]
+        blocks = [(sizes[block.target], sizes[block.source]) for block in graph.spec.blocks]
+        blocks *= 2 if encoder.reverse_edges else 1
+        edges = e.unflatten(0, (batch, -1)).split([rows * columns for rows, columns in blocks], 1)
+        return (
+            x.unflatten(0, (batch, size)).split(sizes, 1),
+            tuple(part.unflatten(1, shape) for part, shape in zip(edges, blocks, strict=True)),
+        )
+
+
+def dense_adjacency(encoder: NGGNN, graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
+    """``E[b, i, j]`` the normalised weight from node i to node j, zeros elsewhere, and the edges ``(source, target)``."""
+    starts = [0]
+    for nodes in graph.spec.node_sets:
+        starts.append(starts[-1] + nodes.size)
+    adjacency = graph.edges[0].new_zeros(graph.batch_size, starts[-1], starts[-1], math.prod(encoder.kernel))
+    sources, targets = [], []
+    for block, weights in zip(graph.spec.blocks, encoder.normalization.weights(graph), strict=True):
+        weights = pad_kernel(weights, block.features, block.kernel, encoder.kernel)
+        into = slice(starts[block.target], starts[block.target + 1])
+        out_of = slice(starts[block.source], starts[block.source + 1])
+        adjacency[:, out_of, into] = weights.transpose(1, 2)
+        pairs = torch.cartesian_prod(torch.arange(into.start, into.stop), torch.arange(out_of.start, out_of.stop))
+        targets.append(pairs[:, 0])
+        sources.append(pairs[:, 1])
+    device = adjacency.device
+    return adjacency, torch.cat(sources).to(device), torch.cat(targets).to(device)
+
+
+def _embed(embedding: RawEmbedding, x: Tensor) -> Tensor:
+    if embedding.frequencies is not None:
+        angle = x @ embedding.frequencies
+        x = torch.cat([torch.cos(angle), torch.sin(angle)], -1)
+    return embedding.linear(x)
+
+
+def _embed_nodes(encoder: NGGNN, graph: NeuralGraph) -> Tensor:
+    x = _embed(encoder.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
+    if encoder.probes is not None:
+        x = x + _probe(encoder.probes, graph)
+    positions = [
+        encoder.position(graph.spec, s).expand(nodes.size, -1) for s, nodes in enumerate(graph.spec.node_sets)
+    ]
+    return encoder.node_in(x) + torch.cat(positions)
+
+
+def _probe(probes: ProbeFeatures, graph: NeuralGraph) -> Tensor:
+    """Every network is run by itself, layer by layer. Multilayer perceptrons only."""
+    assert graph.stack is not None
+    networks = []
+    for b in range(graph.batch_size):
+        state = graph[b].to_state_dict()
+        h = probes.points
+        values = [h]
+        for layer in graph.stack.layers:
+            h = layer.activation(F.linear(h, state[layer.weight], state[layer.bias_name] if layer.bias_name else None))
+            values.append(h)
+        values[-1] = values[-1] + graph.stack.shift
+        projected = [
+            probes.projections[nodes.role](value.T)
+            for nodes, value in zip(graph.spec.node_sets, values, strict=True)
+        ]
+        networks.append(torch.cat(projected))
+    return torch.stack(networks)
+
+
+def _convolve(
+    layer: NGGNNLayer, x: Tensor, e: Tensor, source: Tensor, target: Tensor, average_log_degree: Tensor
+) -> Tensor:
+    scale, offset = layer.modulation(e).chunk(2, -1)
+    message = scale * layer.message(torch.cat([x[target], x[source]], -1)) + offset
+    degree = torch.zeros(len(x), dtype=x.dtype, device=x.device).index_add(0, target, torch.ones_like(message[:, 0]))
+    degree = degree.unsqueeze(1)
+    count = degree.clamp_min(1)
+    index = target.unsqueeze(1).expand_as(message)
+    empty = torch.zeros_like(x)
+    mean = empty.scatter_add(0, index, message) / count
+    low = empty.scatter_reduce(0, index, message, "amin", include_self=False)
+    high = empty.scatter_reduce(0, index, message, "amax", include_self=False)
+    mean_of_squares = empty.scatter_add(0, index, message * message) / count
+    std = torch.sqrt(torch.relu(mean_of_squares - mean * mean) + STD_EPSILON)
+    aggregated = torch.cat([mean, low, high, std], -1)
+    amplification = torch.log(degree + 1) / average_log_degree
+    return layer.mix(layer.combine(torch.cat([x, aggregated, aggregated * amplification], -1)))
