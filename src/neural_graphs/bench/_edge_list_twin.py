@@ -100,9 +100,7 @@ def _embed_nodes(encoder: NGGNN, graph: NeuralGraph) -> Tensor:
     x = _embed(encoder.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
     if encoder.probes is not None:
         x = x + _probe(encoder.probes, graph)
-    positions = [
-        encoder.position(graph.spec, s).expand(nodes.size, -1) for s, nodes in enumerate(graph.spec.node_sets)
-    ]
+    positions = [encoder.position(graph.spec, s).expand(nodes.size, -1) for s, nodes in enumerate(graph.spec.node_sets)]
     return encoder.node_in(x) + torch.cat(positions)
 
 
@@ -112,15 +110,14 @@ def _probe(probes: ProbeFeatures, graph: NeuralGraph) -> Tensor:
     networks = []
     for b in range(graph.batch_size):
         state = graph[b].to_state_dict()
-        h = probes.points
-        values = [h]
+        h: Tensor = probes.points
+        values: list[Tensor] = [h]
         for layer in graph.stack.layers:
             h = layer.activation(F.linear(h, state[layer.weight], state[layer.bias_name] if layer.bias_name else None))
             values.append(h)
         values[-1] = values[-1] + graph.stack.shift
         projected = [
-            probes.projections[nodes.role](value.T)
-            for nodes, value in zip(graph.spec.node_sets, values, strict=True)
+            probes.projections[nodes.role](value.T) for nodes, value in zip(graph.spec.node_sets, values, strict=True)
         ]
         networks.append(torch.cat(projected))
     return torch.stack(networks)

@@ -76,7 +76,9 @@ def _kept_rows(path: str | os.PathLike[str], header: Mapping[str, Any], replaced
     for field in ("experiment", "dataset"):
         if before[field] != header[field]:
             raise UserError(f"{path} holds figures of another {field} ({before[field]}): remove it or write elsewhere")
-    provenance = {name: before[name] for name in ("commit", "created", "device", "threads") if before[name] != header[name]}
+    provenance = {
+        name: before[name] for name in ("commit", "created", "device", "threads") if before[name] != header[name]
+    }
     return [{**provenance, **entry} for entry in before["rows"] if _key(entry) not in replaced]
 
 
@@ -101,7 +103,9 @@ def commit() -> str:
         return found.stdout.strip()
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy inside some other repository fails here
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy inside some other repository fails here
         changed = git("status", "--porcelain", "--untracked-files=no", "--", str(folder.parent))
         return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     return f"v{neural_graphs.__version__}"

@@ -13,7 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from neural_graphs._progress import progress
 from neural_graphs.bench._edge_list_twin import EdgeListTwin
-from neural_graphs.bench._machine import MIB, alternate, matmul_rate, median_ratio, memory_bandwidth, peak_memory, threads
+from neural_graphs.bench._machine import (
+    MIB,
+    alternate,
+    matmul_rate,
+    median_ratio,
+    memory_bandwidth,
+    peak_memory,
+    threads,
+)
 from neural_graphs.bench._results import Row, row, write_results
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
 from neural_graphs.nn import NGGNN, GraphHead, create_encoder
