@@ -64,9 +64,7 @@ def python2_batch(images: np.ndarray, labels: np.ndarray) -> bytes:
         return b"T" + struct.pack("<I", len(value)) + value  # BINSTRING
 
     rows = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-    empty_array = (
-        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R"
-    )
+    empty_array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + string(b"b") + b"\x87R"
     dtype = b"cnumpy\ndtype\n" + string(b"u1") + b"K\x00K\x01\x87R"
     dtype += b"(K\x03" + string(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     shape = b"".join(b"J" + struct.pack("<i", n) for n in rows.shape) + b"\x86"
@@ -164,9 +162,7 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-batches-py").mkdir()
     attack = pickle.dumps({b"data": Hostile(tmp_path / "owned"), b"labels": [0]})
     (tmp_path / "cifar-10-batches-py" / "test_batch").write_bytes(attack)
-    with pytest.raises(
-        UserError, match=r"test_batch: it asks to run posix.mkdir|nt.mkdir, which was refused"
-    ):
+    with pytest.raises(UserError, match=r"test_batch: it asks to run posix.mkdir|nt.mkdir, which was refused"):
         load("cifar10", tmp_path, "test")
     assert not (tmp_path / "owned").exists()
     pickle.loads(attack)
@@ -202,9 +198,7 @@ def test_svhn_and_grey_scale(tmp_path: Path) -> None:
     assert np.array_equal(found.images, COLOUR) and np.array_equal(found.labels, LABELS)
     grey = load("svhn-gs", tmp_path)
     assert grey.image_shape == (32, 32, 1) and grey.as_float().shape == (7, 32, 32, 1)
-    assert np.array_equal(
-        grey.images, np.stack([np.asarray(Image.fromarray(i).convert("L")) for i in COLOUR])
-    )
+    assert np.array_equal(grey.images, np.stack([np.asarray(Image.fromarray(i).convert("L")) for i in COLOUR]))
 
 
 def write_layout(name: str, folder: Path) -> list[Path]:
@@ -249,9 +243,7 @@ def test_damaged_file_gives_one_line(tmp_path: Path, layout: str, damage: str) -
     for path in write_layout(layout, tmp_path):
         whole = path.read_bytes()
         garbage = bytes(RNG.integers(0, 256, 2000, dtype=np.uint8))
-        path.write_bytes(
-            {"truncated": whole[: len(whole) * 2 // 3], "empty": b"", "garbage": garbage}[damage]
-        )
+        path.write_bytes({"truncated": whole[: len(whole) * 2 // 3], "empty": b"", "garbage": garbage}[damage])
     with pytest.raises(UserError, match="cannot read .*") as error:
         load(LAYOUTS[layout], tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
@@ -320,9 +312,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
-    ) as web:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as web:
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{web.server_address[1]}", folder
@@ -360,9 +350,7 @@ def test_bad_checksum_leaves_nothing(server: tuple[str, Path], tmp_path: Path) -
 def test_failed_download_says_what_to_do(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     url, _ = server
     monkeypatch.setitem(IMAGE_SOURCES, "svhn", dataclasses.replace(IMAGE_SOURCES["svhn"], url=url))
-    with pytest.raises(
-        RunError, match=r"cannot download .*404.*put train_32x32.mat of .* in .*svhn"
-    ) as error:
+    with pytest.raises(RunError, match=r"cannot download .*404.*put train_32x32.mat of .* in .*svhn") as error:
         load_images("svhn")
     assert "\n" not in str(error.value)
 

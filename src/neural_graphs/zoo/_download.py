@@ -29,9 +29,7 @@ def download(url: str, path: Path, md5: str) -> None:
             digest.update(chunk)
             file.write(chunk)
         if digest.hexdigest() != md5:
-            raise RunError(
-                f"the download of {url} is damaged (MD5 {digest.hexdigest()}, expected {md5}): try again"
-            )
+            raise RunError(f"the download of {url} is damaged (MD5 {digest.hexdigest()}, expected {md5}): try again")
 
 
 def _chunks(url: str, name: str) -> Iterator[bytes]:

@@ -66,9 +66,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise UserError(
-            f"cannot read {path}: {reason} (is the file truncated, or of another kind?)"
-        ) from error
+        raise UserError(f"cannot read {path}: {reason} (is the file truncated, or of another kind?)") from error
 
 
 def _read_npz(path: Path, split: str) -> Read:
@@ -92,9 +90,7 @@ def _idx_pair(folder: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def _read_idx(images: Path, labels: Path) -> Read:
-    return Read(
-        _idx_array(images, 3), _idx_array(labels, 1).astype(np.int64), f"IDX: {images.name}, {labels.name}"
-    )
+    return Read(_idx_array(images, 3), _idx_array(labels, 1).astype(np.int64), f"IDX: {images.name}, {labels.name}")
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:

@@ -55,9 +55,7 @@ class ImageSet:
 
     def as_float(self) -> np.ndarray:
         """The images as float32 `[N, H, W, C]` in [0, 1]: pixel value / `max_value`."""
-        return self.images.reshape(len(self), *self.image_shape).astype(np.float32) / np.float32(
-            self.max_value
-        )
+        return self.images.reshape(len(self), *self.image_shape).astype(np.float32) / np.float32(self.max_value)
 
 
 @dataclass(frozen=True)
