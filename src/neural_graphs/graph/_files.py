@@ -1,0 +1,87 @@
+"""Network files of unknown origin: state dicts out of safetensors and PyTorch checkpoints, never executing anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from neural_graphs.errors import UserError
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which training scripts put the state dict beside the optimizer's and others."""
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of one network file, on the CPU, in the dtype they were saved in.
+
+    Reads ``.safetensors`` and PyTorch's ``.pt``, ``.pth``, ``.bin``, ``.ckpt``. Pickles are read with ``weights_only=True``:
+    one that holds anything but tensors and plain containers is refused, not executed. A state dict wrapped as
+    ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped, and the ``module.`` that data-parallel training puts before
+    every name is dropped.
+
+    Raises:
+        UserError: the file is missing, truncated, of an unknown kind, holds forbidden objects or no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            found: Any = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {_first_line(error)}; it may be truncated") from None
+    elif path.suffix in PICKLES:
+        found = _load_pickle(path)
+    else:
+        raise UserError(f"{path}: unknown kind of network file; give one of .safetensors, {', '.join(PICKLES)}")
+    return _state_dict(found, path)
+
+
+def check_finite(state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ``UserError`` naming the first tensor that holds NaN or infinite values."""
+    for name, value in state_dict.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"the network has NaN or infinite values in {name}")
+
+
+def _load_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a malformed pickle raises anything at all
+        reason = str(error)
+        if "weights_only" in reason or "Unsupported" in reason:
+            raise UserError(
+                f"{path} holds more than tensors and was refused, because loading it could run code: save the state dict "
+                "alone (torch.save(model.state_dict(), ...)) or as safetensors"
+            ) from None
+        raise UserError(f"cannot read {path}: {_first_line(error)}; it may be truncated or no checkpoint") from None
+
+
+def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(2):  # {"model": {"state_dict": ...}} occurs
+        if isinstance(found, Mapping):
+            inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
+            if inner:
+                found = inner[0]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"{path} holds no state dict (a mapping from names to tensors)")
+    tensors = {str(name): value.detach() for name, value in found.items()}
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise UserError(f"{path}: {name} is a sparse or quantised tensor; only dense ones are read")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

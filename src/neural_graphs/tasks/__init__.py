@@ -1,0 +1,45 @@
+"""Learning from zoos: classification, its training, evaluation and use. Names resolve on first use, without torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neural_graphs.tasks._classifier import Classifier as Classifier
+    from neural_graphs.tasks._config import AugmentConfig as AugmentConfig
+    from neural_graphs.tasks._config import OptimConfig as OptimConfig
+    from neural_graphs.tasks._config import TrainConfig as TrainConfig
+    from neural_graphs.tasks._config import list_presets as list_presets
+    from neural_graphs.tasks._config import load_config as load_config
+    from neural_graphs.tasks._config import preset_text as preset_text
+    from neural_graphs.tasks._predict import predict as predict
+    from neural_graphs.tasks._train import TrainResult as TrainResult
+    from neural_graphs.tasks._train import evaluate as evaluate
+    from neural_graphs.tasks._train import train as train
+
+_NAMES = {
+    "AugmentConfig": "_config",
+    "Classifier": "_classifier",
+    "OptimConfig": "_config",
+    "TrainConfig": "_config",
+    "TrainResult": "_train",
+    "evaluate": "_train",
+    "list_presets": "_config",
+    "load_config": "_config",
+    "predict": "_predict",
+    "preset_text": "_config",
+    "train": "_train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_NAMES)

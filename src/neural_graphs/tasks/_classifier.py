@@ -1,0 +1,244 @@
+"""A classifier of networks: any encoder and a head, with fit, predict, score, save and from_pretrained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from neural_graphs import __version__
+from neural_graphs._io import atomic_write, read_json, write_json
+from neural_graphs.errors import UserError
+from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
+from neural_graphs.graph._files import check_finite
+from neural_graphs.nn import Encoder, GraphHead, create_encoder
+from neural_graphs.tasks._architecture import recognise
+from neural_graphs.tasks._config import AugmentConfig, OptimConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from neural_graphs.zoo._store import ZooSplit
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+EVAL_BATCH = 128
+
+
+class Classifier(nn.Module):
+    """Networks in, one of ``num_classes`` classes out.
+
+    Args:
+        encoder: from ``create_encoder``.
+        num_classes: classes are 0..num_classes-1.
+        outputs: number of output neurons of the networks it reads.
+        class_names: one per class, for people; numbers by default.
+        architectures: those it was trained on (``fit`` sets them); they tell which network a bare state dict is.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        num_classes: int,
+        outputs: int = 1,
+        *,
+        class_names: Sequence[str] | None = None,
+        architectures: Sequence[Stack] = (),
+    ) -> None:
+        super().__init__()
+        names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
+        if num_classes < 1 or len(names) != num_classes:
+            raise UserError(f"{num_classes} classes and {len(names)} class names do not fit together")
+        self.encoder = encoder
+        self.head = GraphHead(encoder.width, outputs, num_classes)
+        self.num_classes, self.outputs, self.class_names = num_classes, outputs, names
+        self.architectures = tuple(architectures)
+
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph]) -> Tensor:
+        """Logits ``[B, num_classes]``, in the batch's order."""
+        return self.head(self.encoder(batch, reads=self.head.reads))
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: ZooSplit,
+        val: ZooSplit | None = None,
+        *,
+        label: str = "label",
+        augment: Mapping[str, Any] | None = None,
+        quiet: bool = False,
+        **options: Any,
+    ) -> Classifier:
+        """Train in memory and keep the weights that were best on ``val`` (without it, the last).
+
+        ``options`` are fields of ``OptimConfig`` (``epochs``, ``batch_size``, ``lr``, ...) and of ``TrainConfig``
+        (``seed``, ``threads``, ``precision``, ``patience``, ...); ``augment`` those of ``AugmentConfig``. The normalisation
+        statistics are those of ``train``. Training that is recorded, resumable and reported is ``tasks.train``.
+
+        Raises:
+            UserError: an unknown option, an unusable label column, networks that the encoder cannot read.
+        """
+        from neural_graphs.tasks._fit import fit
+
+        optimizer = {f.name for f in dataclasses.fields(OptimConfig)}
+        own = {f.name for f in dataclasses.fields(TrainConfig)} - {"task", "zoo", "out", "optimizer", "encoder", "log"}
+        if unknown := set(options) - optimizer - own:
+            raise UserError(f"unknown option {min(unknown)}: valid are {', '.join(sorted(optimizer | own))}")
+        config = TrainConfig(
+            label=label,
+            encoder=self.encoder.config,
+            optimizer=OptimConfig(**{k: v for k, v in options.items() if k in optimizer}),
+            augment=AugmentConfig(**(augment or {})),
+            **{k: v for k, v in options.items() if k in own},
+        )
+        self.prepare(train, label)
+        fit(self, train, val, config, quiet=quiet)
+        return self
+
+    def prepare(self, train: ZooSplit, label: str = "label") -> None:
+        """Take the normalisation statistics and the architectures of the training networks; check that all are readable."""
+        from neural_graphs.zoo._loader import Loader
+
+        self.architectures = tuple(train.architectures.values())
+        loader = Loader(train, EVAL_BATCH, label=label, shuffle=False)
+        first: dict[Any, NeuralGraph] = {}
+        for graph in loader.graphs():
+            first.setdefault(graph.spec, graph)
+        for graph in first.values():
+            self.check_readable(graph)
+        self.encoder.fit_normalization(loader.graphs())
+
+    def check_readable(self, graph: NeuralGraph) -> None:
+        """Raise ``UserError`` with one line when this model cannot read networks like ``graph``."""
+        self.encoder.check_readable(graph)
+        if graph.spec.num_outputs != self.outputs:
+            raise UserError(
+                f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
+            )
+
+    # -- use ----------------------------------------------------------------------------------------------------------
+
+    def predict_proba(self, x: Any) -> Tensor:
+        """Probabilities ``[B, num_classes]`` (float32, CPU) for a ``ZooSplit``, ``GraphBatch``, ``NeuralGraph``, a sequence
+        of graphs, or the state dict of one network.
+
+        Raises:
+            UserError: the model cannot read these networks, or they hold NaN or infinite weights.
+        """
+        return self.logits(x).softmax(1)
+
+    def predict(self, x: Any) -> Tensor:
+        """Classes ``[B]`` (int64, CPU); ``x`` as in ``predict_proba``."""
+        return self.logits(x).argmax(1)
+
+    def score(self, split: ZooSplit, label: str = "label") -> float:
+        """Accuracy on a split of a zoo."""
+        return float((self.predict(split) == split.labels(label)).double().mean())
+
+    @torch.inference_mode()
+    def logits(self, x: Any) -> Tensor:
+        """Logits ``[B, num_classes]`` (CPU) in evaluation mode, computed in float32; ``x`` as in ``predict_proba``."""
+        device = next(self.parameters()).device
+        training, edge_dtype = self.training, self.encoder.edge_dtype
+        self.eval()
+        self.encoder.edge_dtype = None
+        try:
+            return torch.cat([self(batch.to(device)).cpu() for batch in self._batches(x)])
+        finally:
+            self.train(training)
+            self.encoder.edge_dtype = edge_dtype
+
+    def _batches(self, x: Any) -> Any:
+        if hasattr(x, "state_dicts"):
+            for first in range(0, len(x), EVAL_BATCH):
+                yield x.batch(torch.arange(first, min(first + EVAL_BATCH, len(x))))
+            return
+        if isinstance(x, Mapping):
+            state = {name: value.float() for name, value in x.items()}
+            x = NeuralGraph.from_state_dict(state, stack=recognise(state, self.architectures))
+        batch = GraphBatch.of(x)
+        for graph in batch.buckets:
+            check_finite(graph.to_state_dict(batched=True))
+        yield batch.to(torch.float32)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds: everything but the tensors."""
+        return {
+            "format": FORMAT,
+            "task": "classify",
+            "version": __version__,
+            "encoder": self.encoder.config,
+            "state": self.encoder.extra_state(),
+            "num_classes": self.num_classes,
+            "outputs": self.outputs,
+            "class_names": list(self.class_names),
+            "architectures": [stack.to_json() for stack in self.architectures],
+        }
+
+    def save(self, folder: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors``; an older model there stays whole until the new one is.
+
+        Raises ``RunError`` when the disk is full or not writable.
+        """
+        folder = Path(folder)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        with atomic_write(folder / WEIGHTS) as temporary:
+            save_file(tensors, temporary, dict(metadata or {}))
+        write_json(folder / CONFIG, self.config())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Classifier:
+        """Read a model back from ``save``, or from the folder of a training run.
+
+        Raises:
+            UserError: a file is missing, broken or truncated, or was written by a newer version.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
+            folder = folder / "model"
+        if not folder.is_dir():
+            raise UserError(f"there is no model folder {folder}")
+        for name in (CONFIG, WEIGHTS):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder} holds no model: it has no {name}")
+        model = cls._from_config(read_json(folder / CONFIG), folder)
+        try:
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(
+                f"{folder / WEIGHTS} is broken or truncated ({str(error).splitlines()[0]}): copy it again"
+            ) from None
+        except RuntimeError:
+            raise UserError(f"{folder / WEIGHTS} does not belong to {CONFIG}: their tensors differ") from None
+        return model.eval()
+
+    @classmethod
+    def _from_config(cls, config: Any, folder: Path) -> Classifier:
+        if not isinstance(config, dict) or config.get("task") != "classify":
+            raise UserError(f"{folder / CONFIG} describes no classifier")
+        found = config.get("format")
+        if not isinstance(found, int) or found > FORMAT:
+            raise UserError(
+                f"{folder} was made by a newer version of neural-graphs (format {found}, this version reads up to {FORMAT}): "
+                "upgrade with `pip install --upgrade neural-graphs`"
+            )
+        try:
+            encoder = create_encoder(**config["encoder"])
+            encoder.load_extra_state(config["state"])
+            return cls(
+                encoder,
+                config["num_classes"],
+                config["outputs"],
+                class_names=config["class_names"],
+                architectures=[Stack.from_json(entry) for entry in config["architectures"]],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / CONFIG} is broken: {error!r}") from None

@@ -1,0 +1,239 @@
+"""Training configurations: dataclasses, YAML files, presets and dotted overrides. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from neural_graphs.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up.
+
+    Args:
+        epochs: passes over the training networks.
+        batch_size: networks per step (over all devices).
+        lr: learning rate after the warm-up.
+        weight_decay: AdamW's decoupled weight decay, on every parameter.
+        amsgrad: keep the maximum of the second moments.
+        warmup_steps: steps over which the learning rate rises linearly from 0.
+        schedule: what follows the warm-up: "constant", or "cosine" down to 0 at the last step.
+        clip: largest norm of the gradient; 0 does not clip.
+    """
+
+    epochs: int = 50
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    amsgrad: bool = True
+    warmup_steps: int = 1000
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float = 10.0
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Strengths of the augmentations of training networks; 0 switches one off. See ``neural_graphs.zoo.augment``.
+
+    Args:
+        translation: largest shift of the input, per axis.
+        rotation: largest angle in degrees (networks of two inputs only).
+        scaling: largest relative change of the first layer's weight.
+        noise: standard deviation of the noise on each tensor, relative to the tensor's own.
+        dropout: probability of a parameter to become 0.
+        exact_translation: translate at the first layer only, where it is exactly a shift of the input.
+    """
+
+    translation: float = 0.0
+    rotation: float = 0.0
+    scaling: float = 0.0
+    noise: float = 0.0
+    dropout: float = 0.0
+    exact_translation: bool = False
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Args:
+        task: what is learned; "classify" is the one there is.
+        zoo: folder of the zoo.
+        out: run folder; empty: ``runs/<name of the configuration>``.
+        label: column of the zoo's table that holds the class.
+        encoder: ``name`` and arguments of ``create_encoder``; what the zoo determines (number of inputs, largest kernel,
+            parameters of the MLP) is filled in.
+        optimizer: see ``OptimConfig``.
+        augment: see ``AugmentConfig``.
+        precision: "fp32", "bf16" (autocast), or "auto": float32, with TF32 matrix products on CUDA.
+        device: "auto" (an accelerator if there is one), or "cpu".
+        seed: of the initial weights, the order of the networks, augmentation and dropout.
+        threads: CPU threads; 0: one per physical core.
+        eval_every: validate after so many epochs or steps (``eval_unit``), and at the end.
+        eval_unit: "epochs" or "steps".
+        patience: stop after so many validations without improvement; 0: never.
+        limit_train: train on so many networks of the split, chosen by ``seed``; null: all.
+        log: "jsonl" (log.jsonl in the run folder), or "tensorboard" (that as well, if TensorBoard is installed).
+    """
+
+    task: Literal["classify"] = "classify"
+    zoo: str = ""
+    out: str = ""
+    label: str = "label"
+    encoder: dict[str, Any] = field(default_factory=lambda: {"name": "ng-gnn"})
+    optimizer: OptimConfig = field(default_factory=OptimConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu"] = "auto"
+    seed: int = 0
+    threads: int = 0
+    eval_every: int = 1
+    eval_unit: Literal["epochs", "steps"] = "epochs"
+    patience: int = 0
+    limit_train: int | None = None
+    log: Literal["jsonl", "tensorboard"] = "jsonl"
+
+    def __post_init__(self) -> None:
+        problems = {
+            "optimizer.epochs must be at least 1": self.optimizer.epochs < 1,
+            "optimizer.batch_size must be at least 1": self.optimizer.batch_size < 1,
+            "optimizer.lr must be positive": not self.optimizer.lr > 0,
+            "optimizer.weight_decay, warmup_steps and clip must not be negative": min(
+                self.optimizer.weight_decay, self.optimizer.warmup_steps, self.optimizer.clip
+            )
+            < 0,
+            "augment: strengths must not be negative, and dropout must be below 1": min(
+                dataclasses.astuple(self.augment)
+            )
+            < 0
+            or self.augment.dropout >= 1,
+            "seed, threads and patience must not be negative": min(self.seed, self.threads, self.patience) < 0,
+            "eval_every must be at least 1": self.eval_every < 1,
+            "limit_train must be at least 1": self.limit_train is not None and self.limit_train < 1,
+            "encoder.name is missing: set it to one of `neural_graphs.list_encoders()`": "name" not in self.encoder,
+        }
+        for message, wrong in problems.items():
+            if wrong:
+                raise UserError(message)
+
+
+def list_presets() -> list[str]:
+    """Names of the configurations that come with the package, sorted."""
+    folder = resources.files(__package__) / "_presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """The commented YAML of a preset."""
+    return (resources.files(__package__) / "_presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
+    """A configuration from a YAML file or a preset's name, changed by overrides like ``optimizer.lr=3e-4``.
+
+    ``out`` defaults to ``runs/<name>``.
+
+    Raises:
+        UserError: no such file or preset, broken YAML, an unknown key (the message lists those there are), a wrong type.
+    """
+    name = os.fspath(source)
+    if name in list_presets():
+        text = preset_text(name)
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
+    else:
+        raise UserError(f"{name} is neither a file nor a preset; presets: {', '.join(list_presets())}")
+    try:
+        values = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} holds no configuration: expected keys such as zoo, encoder and optimizer")
+    for override in overrides:
+        _override(values, override)
+    config = from_dict(values)
+    return config if config.out else dataclasses.replace(config, out=str(Path("runs") / Path(name).stem))
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """A checked ``TrainConfig``; raises ``UserError`` for unknown keys and wrong types."""
+    return _build(TrainConfig, values, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-3`` as text; here it is a number, as everyone expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r} is no override: write key=value, as in optimizer.lr=3e-4")
+    *path, leaf = key.strip().split(".")
+    place = values
+    for part in path:
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {part} is a single value, it has no keys")
+        place = inner
+    try:
+        place[leaf] = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        place[leaf] = text
+
+
+def _build(cls: type[T], values: Any, prefix: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{prefix.rstrip('.') or 'the configuration'} must hold keys, found {values!r}")
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise UserError(f"unknown key {prefix}{key}: valid are {', '.join(prefix + name for name in hints)}")
+    return cls(**{key: _convert(hints[key], value, prefix + key) for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, {} if value is None else value, f"{key}.")  # type: ignore[arg-type]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{key} is {value!r}, expected one of {', '.join(arguments)}")
+    if origin in (Union, types.UnionType):
+        return None if value is None else _convert(arguments[0], value, key)
+    if origin is dict and isinstance(value, Mapping):
+        return dict(value)
+    if hint is str and value is None:
+        return ""
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is not bool and isinstance(value, bool)):
+        return value
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"{key} is {value!r}, expected {kinds.get(hint, 'keys')}")

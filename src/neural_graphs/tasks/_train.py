@@ -1,0 +1,175 @@
+"""A training run from configuration to test accuracy, and the evaluation of a finished one."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from neural_graphs.errors import UserError
+from neural_graphs.nn import create_encoder
+from neural_graphs.tasks._architecture import encoder_arguments
+from neural_graphs.tasks._classifier import Classifier
+from neural_graphs.tasks._config import TrainConfig
+from neural_graphs.tasks._fit import fit
+from neural_graphs.tasks._metrics import score
+from neural_graphs.tasks._run import RunFolder, read_config
+from neural_graphs.tasks._runtime import threads
+from neural_graphs.zoo._store import Zoo, ZooSplit
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Accuracies are of the model that was best on validation; ``test_accuracy`` is None where the zoo has no test split.
+
+    ``history`` has one entry per validation, as in ``log.jsonl``; ``seconds`` is the time spent training.
+    """
+
+    run_dir: Path
+    best_epoch: float
+    val_accuracy: float
+    test_accuracy: float | None
+    seconds: float
+    history: list[dict[str, Any]]
+    parameters: int
+    peak_memory_mb: float
+
+
+def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> TrainResult:
+    """Train by ``config`` in the run folder ``config.out``; with ``resume``, go on where a run was broken off.
+
+    The test split is looked at once, at the end, with the best model.
+
+    Raises:
+        UserError: unusable configuration, zoo or run folder (see ``RunFolder``).
+        RunError: the loss became NaN; the disk is full.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    if not config.zoo:
+        raise UserError("no zoo given: set zoo=DIR (make one with `neural-graphs zoo make`)")
+    if not config.out:
+        raise UserError("no run folder given: set out=DIR")
+    zoo = Zoo.load(config.zoo)
+    chosen = subset(zoo.train, config.limit_train, config.seed)
+    for name, split in (("train", chosen), ("val", zoo.val)):
+        if not len(split):
+            raise UserError(f"{config.zoo} has no {name} networks")
+    model = build(config, zoo, chosen)
+    run = RunFolder(config, resume)
+    course = fit(model, chosen, zoo.val, config, run=run, quiet=quiet)
+    assert course.best is not None
+    metrics: dict[str, Any] = {
+        "best_epoch": course.best_epoch,
+        "best_step": course.best_step,
+        "steps": course.step,
+        "val_accuracy": course.best[0],
+        "val_loss": -course.best[1],
+        "test_accuracy": None,
+        "test_loss": None,
+    }
+    if len(zoo.test):
+        with threads(config.threads):
+            scores = score(model.logits(zoo.test), zoo.test.labels(config.label))
+        metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss, "confusion": scores.confusion}
+    parameters = sum(p.numel() for p in model.parameters())
+    metrics |= {
+        "networks": {"train": len(chosen), "val": len(zoo.val), "test": len(zoo.test)},
+        "parameters": parameters,
+        "seconds": round(course.seconds, 3),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    run.finish(metrics)
+    return TrainResult(
+        run_dir=run.path,
+        best_epoch=course.best_epoch,
+        val_accuracy=course.best[0],
+        test_accuracy=metrics["test_accuracy"],
+        seconds=course.seconds,
+        history=course.history,
+        parameters=parameters,
+        peak_memory_mb=metrics["peak_memory_mb"],
+    )
+
+
+def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
+    """The untrained classifier of a run: initial weights by ``config.seed``, statistics of the training networks."""
+    stacks = list(zoo.architectures.values())
+    arguments = encoder_arguments(config.encoder, stacks, config.seed)
+    outputs = {stack.layers[-1].outputs for stack in stacks}
+    if len(outputs) != 1:
+        raise UserError("the networks of this zoo have different numbers of outputs, so no one head reads them all")
+    classes = int(zoo.all.labels(config.label).max()) + 1
+    names = (zoo.meta.get("source") or {}).get("classes") if config.label == "label" else None
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(config.seed)
+        encoder = create_encoder(**arguments)
+        model = Classifier(
+            encoder, classes, outputs.pop(), class_names=names if names and len(names) == classes else None
+        )
+    model.prepare(chosen, config.label)
+    return model
+
+
+def subset(split: ZooSplit, limit: int | None, seed: int) -> ZooSplit:
+    """``limit`` networks of ``split``, chosen by ``seed``, in the split's order; a larger limit contains a smaller one."""
+    if limit is None or limit >= len(split):
+        return split
+    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
+
+
+def evaluate(
+    run_dir: str | os.PathLike[str], split: str = "test", zoo: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Score a run's best model on a split of its zoo, or of another one.
+
+    Returns ``accuracy``, ``loss`` (cross-entropy), ``confusion`` (``confusion[t][p]``: class t taken for p), ``n``, ``split``,
+    ``zoo``, ``class_names`` and ``per_architecture`` (accuracy and n of each).
+
+    Raises:
+        UserError: no run, model or zoo there; networks that the model cannot read; labels beyond its classes.
+    """
+    folder = Path(run_dir)
+    config = read_config(folder)
+    model = Classifier.from_pretrained(folder)
+    path = os.fspath(zoo) if zoo is not None else config.zoo
+    chosen = Zoo.load(path).split(split)
+    if not len(chosen):
+        raise UserError(f"{path} has no {split} networks")
+    labels = chosen.labels(config.label)
+    if int(labels.max()) >= model.num_classes:
+        raise UserError(
+            f"{path} has labels up to {int(labels.max())}, this model knows classes 0..{model.num_classes - 1}"
+        )
+    with threads(config.threads):
+        logits = model.logits(chosen)
+    scores = score(logits, labels)
+    hits = (logits.argmax(1) == labels).numpy()
+    names = chosen.column("architecture").astype(str)
+    per_architecture = {
+        str(stack): {"accuracy": float(hits[names == name].mean()), "n": int((names == name).sum())}
+        for name, stack in chosen.architectures.items()
+    }
+    return {
+        "accuracy": scores.accuracy,
+        "loss": scores.loss,
+        "confusion": scores.confusion,
+        "n": scores.n,
+        "split": split,
+        "zoo": path,
+        "class_names": list(model.class_names),
+        "per_architecture": per_architecture,
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held (resident), or that was allocated on the GPU if one is used."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
