@@ -139,9 +139,10 @@ def test_an_error_in_one_chunk_stops_all() -> None:
         fit_networks(stack, params, pixel_grid(4, 4), torch.rand(6, 1, 16), options, interrupt)
 
 
-def test_chunks_shrink_with_the_image() -> None:
+def test_chunks_fit_the_cache_and_share_evenly() -> None:
     stack = Stack.mlp((2, 32, 32, 1), "sine:30")
-    assert chunk_size(stack, 64) > chunk_size(stack, 784) > chunk_size(stack, 10**6) >= 4
+    assert chunk_size(stack, 64, 512) == 64  # an eighth
+    assert chunk_size(stack, 64, 100_000) > chunk_size(stack, 784, 100_000) > chunk_size(stack, 10**6, 100_000) >= 4
 
 
 @pytest.mark.parametrize(

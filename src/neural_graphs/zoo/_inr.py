@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,8 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._stack import Stack
+from neural_graphs.zoo._kernels import ADAM_BETAS, kernel
 
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPS = 1e-8
 CACHE_BYTES = 8 * 2**20  # activations of one chunk: measured to stay in a shared L3 cache and hide Python's overhead
 DEVICE_BYTES = 2 * 2**30  # the same on an accelerator, where only memory bounds a chunk
 COMPILE_PAYS_AFTER = 5e9  # pointwise evaluations; compiling costs about 4 s and saves about 1.6 ns per evaluation
@@ -94,102 +92,6 @@ def initial_parameters(stack: Stack, init: str, seed: int, networks: Sequence[in
     return values
 
 
-# -- pointwise kernels --------------------------------------------------------------------------------------------
-
-
-def _sine(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    z0 = z + bias
-    h.copy_(torch.sin(z0))
-    z.copy_(torch.cos(z0))
-
-
-def _relu(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    z0 = z + bias
-    h.copy_(torch.relu(z0))
-    z.copy_((z0 > 0).to(z0.dtype))
-
-
-def _leaky_relu(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    z0 = z + bias
-    slope = torch.where(z0 > 0, 1.0, 0.01).to(z0.dtype)
-    h.copy_(z0 * slope)
-    z.copy_(slope)
-
-
-def _tanh(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    value = torch.tanh(z + bias)
-    h.copy_(value)
-    z.copy_(1 - value * value)
-
-
-def _sigmoid(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    value = torch.sigmoid(z + bias)
-    h.copy_(value)
-    z.copy_(value * (1 - value))
-
-
-def _silu(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    z0 = z + bias
-    gate = torch.sigmoid(z0)
-    h.copy_(z0 * gate)
-    z.copy_(gate * (1 + z0 * (1 - gate)))
-
-
-def _gelu(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    z0 = z + bias
-    phi = 0.5 * (1 + torch.erf(z0 * math.sqrt(0.5)))
-    h.copy_(z0 * phi)
-    z.copy_(phi + z0 * torch.exp(-0.5 * z0 * z0) * (1 / math.sqrt(2 * math.pi)))
-
-
-Pointwise = Callable[[Tensor, Tensor, Tensor], None]
-
-# Each overwrites h with f(z + bias) and z with f'(z + bias).
-_KERNELS: dict[str, Pointwise] = {
-    "sine": _sine,
-    "relu": _relu,
-    "leaky_relu": _leaky_relu,
-    "tanh": _tanh,
-    "sigmoid": _sigmoid,
-    "silu": _silu,
-    "gelu": _gelu,
-}
-
-
-def _sine_in_place(z: Tensor, bias: Tensor, h: Tensor) -> None:
-    """``_sine`` without temporaries, for when there is no compiler."""
-    z.add_(bias)
-    torch.sin(z, out=h)
-    z.cos_()
-
-
-_EAGER: dict[str, Pointwise] = {**_KERNELS, "sine": _sine_in_place}
-_compiled: dict[str, Pointwise] = {}
-_compile_lock = threading.Lock()
-
-
-def _pointwise(kind: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> Pointwise:
-    """The kernel of an activation: fused by torch.compile where asked for and possible, else eager."""
-    if not compiled:
-        return _EAGER[kind]
-    with _compile_lock:
-        key = f"{kind} {device.type} {dtype}"
-        if key not in _compiled:
-            _compiled[key] = _compile(kind, device, dtype)
-        return _compiled[key]
-
-
-def _compile(kind: str, device: torch.device, dtype: torch.dtype) -> Pointwise:
-    options: dict[str, Any] = {"cpp.threads": 1, "compile_threads": 1} if device.type == "cpu" else {}
-    kernel: Pointwise = torch.compile(_KERNELS[kind], dynamic=True, options=options)
-    z = torch.zeros(4, 6, 40, device=device, dtype=dtype)
-    try:
-        kernel(z, torch.zeros(4, 6, 1, device=device, dtype=dtype), torch.empty_like(z))
-    except Exception:  # no C++ compiler, no Triton, an unsupported platform: the eager kernel computes the same
-        return _EAGER[kind]
-    return kernel
-
-
 # -- fitting ------------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +154,7 @@ class _Chunk:
             factors.biases[index].fill_(layer.activation.omega)
         self.flat, self.scale = self.flat.to(device), self.scale.to(device)
         self.grad, self.m, self.v = (torch.zeros_like(self.flat) for _ in range(3))
-        self.effective, self.work = self.flat * self.scale, torch.empty_like(self.flat)
+        self.effective = self.flat * self.scale
         self.own = _Segments(stack, n, self.flat)
         self.now = _Segments(stack, n, self.effective)
         self.slope = _Segments(stack, n, self.grad)
@@ -260,17 +162,19 @@ class _Chunk:
         self.values = [torch.empty(n, layer.outputs, pixels, dtype=dtype, device=device) for layer in hidden]
         self.slopes = [torch.empty_like(value) for value in self.values]
         self.residual = torch.empty(n, channels, pixels, dtype=dtype, device=device)
-        self.kernels = [_pointwise(layer.activation.kind, device, dtype, compiled) for layer in hidden]
+        self.kernels = [kernel(layer.activation.kind, device, dtype, compiled) for layer in hidden]
+        self.update = kernel("adam", device, dtype, compiled)
+        self.schedule = _adam_schedule(options, device, dtype)
         self.step_count = 0
 
     def forward(self) -> None:
         """Fills ``values`` with activations, ``slopes`` with their derivatives and ``residual`` with output - target."""
         h = self.inputs
-        for index, kernel in enumerate(self.kernels):
+        for index, activate in enumerate(self.kernels):
             z = self.slopes[index]
             torch.bmm(self.now.weights[index], h, out=z)
             h = self.values[index]
-            kernel(z, self.now.biases[index], h)
+            activate(z, self.now.biases[index], h)
         torch.bmm(self.now.weights[-1], h, out=self.residual)
         self.residual.add_(self.now.biases[-1]).sub_(self.targets)
 
@@ -288,16 +192,11 @@ class _Chunk:
                 dz = self.slopes[index - 1].mul_(flow)
 
     def adam(self) -> None:
-        """One step of Adam (Kingma & Ba 2015, algorithm 1), in the order of operations of ``torch.optim.Adam``."""
+        """One step of Adam (Kingma & Ba 2015, algorithm 1), and the effective parameters of the next step."""
+        size, root = self.schedule[self.step_count]
+        state = (self.flat, self.effective, self.grad, self.m, self.v, self.scale)
+        self.update(*state, size, root)
         self.step_count += 1
-        beta1, beta2 = ADAM_BETAS
-        grad = self.grad.mul_(self.scale)
-        self.m.lerp_(grad, 1 - beta1)
-        self.v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        torch.sqrt(self.v, out=self.work)
-        self.work.div_(math.sqrt(1 - beta2**self.step_count)).add_(ADAM_EPS)
-        self.flat.addcdiv_(self.m, self.work, value=-self.options.lr / (1 - beta1**self.step_count))
-        torch.mul(self.flat, self.scale, out=self.effective)
 
     def run(self, stop: threading.Event) -> bool:
         """All steps; False when ``stop`` was set in between."""
@@ -319,11 +218,21 @@ class _Chunk:
         return fitted, self.residual.square().mean((1, 2)).cpu()
 
 
-def chunk_size(stack: Stack, pixels: int, device: str = "cpu") -> int:
-    """Networks to fit together, from the architecture and the image alone: the same on every machine."""
+def _adam_schedule(options: FitOptions, device: torch.device, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+    """(size, root) of ``_adam`` for every step, as scalar tensors."""
+    t = torch.arange(1, options.steps + 1, dtype=torch.float64)
+    sizes = options.lr / (1 - ADAM_BETAS[0] ** t)
+    roots = (1 - ADAM_BETAS[1] ** t).sqrt()
+    return list(zip(sizes.to(device, dtype).unbind(), roots.to(device, dtype).unbind(), strict=True))
+
+
+def chunk_size(stack: Stack, pixels: int, networks: int, device: str = "cpu") -> int:
+    """Networks to fit together. The same on every machine, however many threads it has, so that its networks are too."""
     per_network = 4 * pixels * (2 * sum(layer.outputs for layer in stack.layers[:-1]) + 2 * stack.widths[-1])
-    budget = CACHE_BYTES if torch.device(device).type == "cpu" else DEVICE_BYTES
-    return max(4, min(4096, budget // per_network))
+    if torch.device(device).type != "cpu":
+        return max(1, DEVICE_BYTES // per_network)
+    # At least eight chunks, for the threads to share evenly, unless they become too small to hide Python's overhead.
+    return max(4, min(CACHE_BYTES // per_network, max(16, -(-networks // 8))))
 
 
 def compile_pays(stack: Stack, pixels: int, networks: int, steps: int) -> bool:
@@ -357,14 +266,14 @@ def fit_networks(
     options = options or FitOptions()
     check_fittable(stack)
     n, _, pixels = targets.shape
-    size = options.chunk or chunk_size(stack, pixels, options.device)
+    size = options.chunk or chunk_size(stack, pixels, n, options.device)
     compiled = options.compile if options.compile is not None else compile_pays(stack, pixels, n, options.steps)
     fitted = {name: torch.empty_like(value) for name, value in params.items()}
     errors = torch.empty(n, dtype=targets.dtype)
     stop = threading.Event()
 
     def fit(rows: slice) -> int:
-        torch.set_num_threads(1 if workers > 1 else threads)
+        torch.set_num_threads(1)
         part = {name: value[rows] for name, value in params.items()}
         chunk = _Chunk(stack, part, coords, targets[rows], options, compiled)
         if chunk.run(stop):
@@ -374,8 +283,8 @@ def fit_networks(
         return rows.stop - rows.start
 
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    threads = options.threads or (os.cpu_count() or 1)
-    workers = min(threads, len(slices)) if torch.device(options.device).type == "cpu" else 1
+    threads = options.threads or os.cpu_count() or 1
+    workers = max(1, min(threads, len(slices))) if torch.device(options.device).type == "cpu" else 1
     for done in _run_all(fit, slices, workers, stop):
         if on_progress:
             on_progress(done)

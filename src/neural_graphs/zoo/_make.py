@@ -15,7 +15,15 @@ import torch
 from neural_graphs._progress import progress
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.graph._stack import Stack
-from neural_graphs.zoo._inr import FitOptions, check_fittable, fit_networks, initial_parameters, pixel_grid, psnr
+from neural_graphs.zoo._inr import (
+    FitOptions,
+    check_fittable,
+    compile_pays,
+    fit_networks,
+    initial_parameters,
+    pixel_grid,
+    psnr,
+)
 from neural_graphs.zoo._plan import Plan, make_plan
 from neural_graphs.zoo._recipes import Recipe, diverse_stacks, find_recipe
 from neural_graphs.zoo._store import Zoo
@@ -77,13 +85,14 @@ def make_zoo(
         raise UserError("a diverse zoo draws widths and activations itself: leave them out")
     chosen = find_recipe(recipe, widths, activation, steps, lr)
     plan = make_plan(images, size, splits, views, seed, None if data_dir is None else os.fspath(data_dir))
-    channels = plan.sources[0].image_shape[2]
+    height, width, channels = plan.sources[0].image_shape
     stacks = diverse_stacks(chosen, channels) if diverse else [chosen.stack(channels)]
     for stack in stacks:
         check_fittable(stack)
     architectures = {f"a{number}": stack for number, stack in enumerate(stacks)}
     meta = _describe(plan, chosen, architectures, diverse=diverse, views=views, seed=seed, shard_size=shard_size)
-    options = FitOptions(chosen.steps, chosen.lr, device, workers)
+    pays = compile_pays(max(stacks, key=lambda stack: stack.num_parameters), height * width, len(plan), chosen.steps)
+    options = FitOptions(chosen.steps, chosen.lr, device, workers, compile=pays)
     with ZooWriter(out, architectures, meta) as writer:
         try:
             _fit_missing(writer, plan, chosen, _assign(len(stacks), len(plan), seed), seed, shard_size, options)
