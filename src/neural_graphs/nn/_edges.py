@@ -140,7 +140,7 @@ class _ModulatedStatistics(torch.autograd.Function):
             grad = torch.addcmul(g_total[part].unsqueeze(dim), message, g_square[part].unsqueeze(dim), value=2.0)
             for extreme, g_extreme in ((low, g_low), (high, g_high)):
                 hit = torch.eq(message, extreme[part].unsqueeze(dim), out=torch.empty_like(message))
-                share = g_extreme[part] / hit.sum(dim)  # equal shares among ties keep the gradient equivariant
+                share = g_extreme[part] / hit.sum(dim).clamp_min(1)  # equal shares among ties: equivariant
                 grad.addcmul_(hit, share.unsqueeze(dim))
             grad_scale = torch.mul(grad, pair, out=pair)
             grad_pair = torch.mul(grad, scale, out=scale)
@@ -189,7 +189,7 @@ def modulated_statistics(
     and maximum, each ``[B, n_receiver, F']``.
     """
     weight, bias, receiver, sender = (t.to(z.dtype) for t in (weight, bias, receiver, sender))
-    return _ModulatedStatistics.apply(z, weight, bias, receiver, sender, reverse)
+    return _ModulatedStatistics.apply(z.contiguous(), weight, bias, receiver, sender, reverse)
 
 
 class _EdgeUpdate(torch.autograd.Function):
@@ -238,4 +238,4 @@ def edge_update(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor) ->
     the projected endpoints (biases included) -> ``[B, n_out, n_in, F']``.
     """
     weight, out_side, in_side = (t.to(z.dtype) for t in (weight, out_side, in_side))
-    return _EdgeUpdate.apply(z, weight, out_side, in_side)
+    return _EdgeUpdate.apply(z.contiguous(), weight, out_side, in_side)
