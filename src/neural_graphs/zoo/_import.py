@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from neural_graphs.zoo._store import SPLITS, Zoo
 from neural_graphs.zoo._writer import ZooWriter
 
 SHARD = 4096  # networks per shard, and in memory at once
+LOOK_AT = 16  # checkpoints that decide which architecture a corpus has
 KINDS = ("auto", "stacked", "dws")
 STACKED_WEIGHTS, STACKED_TABLE = "weights.safetensors", "networks.parquet"
 VAL_SHARE = 12  # the published splits hold out 5,000 of 60,000 training networks
@@ -247,22 +249,27 @@ class _Checkpoints:
         val = np.random.default_rng(seed).permutation(train)[: len(train) // VAL_SHARE]
         self.split = np.array([file.source_split for file in self.files], dtype=object)
         self.split[val.astype(int)] = "val"
-        self.stack = self._first_stack(folder, activation, shift)
+        self.stack = self._common_stack(folder, activation, shift)
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def _first_stack(self, folder: Path, activation: str, shift: float) -> Stack:
-        """The architecture of the first checkpoint that can be read; all others must have the same."""
+    def _common_stack(self, folder: Path, activation: str, shift: float) -> Stack:
+        """The most frequent architecture among the first readable checkpoints; the others are skipped."""
+        found: Counter[Stack] = Counter()
         problem = ""
         for file in self.files:
             try:
                 state, _ = _load_checkpoint(file.path)
+                shapes = {name: tuple(value.shape) for name, value in state.items()}
+                found[stack_from_shapes(shapes, activation, shift)] += 1
             except UserError as error:
                 problem = problem or str(error)
-                continue
-            return stack_from_shapes({name: tuple(value.shape) for name, value in state.items()}, activation, shift)
-        raise UserError(f"{folder}: none of {len(self.files)} checkpoints can be read; the first: {problem}")
+            if found.total() == LOOK_AT:
+                break
+        if not found:
+            raise UserError(f"{folder}: none of {len(self.files)} checkpoints can be read; the first: {problem}")
+        return found.most_common(1)[0][0]
 
     def shards(self) -> Iterator[_Part]:
         shapes = self.stack.parameter_shapes()

@@ -107,15 +107,12 @@ def print_zoo_info(info: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
 
     if info["statistics"]:
-        table = Table("tensor", "mean", "std", "published mean", "published std", "std ratio", "within 10 %")
+        table = Table("tensor", "std", "published std", "ratio", "within 10 %")
         for row in info["statistics"]:
-            mean = "" if row["published_mean"] is None else f"{row['published_mean']:.2e}"
             table.add_row(
                 row["tensor"],
-                f"{row['mean']:.2e}",
-                f"{row['std']:.4f}",
-                mean,
-                f"{row['published_std']:.4f}",
+                f"{row['std']:.5f}",
+                f"{row['published_std']:.5f}",
                 f"{row['ratio']:.3f}",
                 "yes" if row["within_10_percent"] else "[red]no[/red]",
             )

@@ -65,15 +65,19 @@ class ZooWriter:
         if fresh:
             write_json(self.path / META, self.meta)  # also makes the folder
         self._lock = _lock(self.path)
-        if not fresh:
-            self._resume()
+        try:
+            if not fresh:
+                self._resume()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._lock:
-            self._lock.close()
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink()
+            self._lock.close()
 
     # -- resuming -----------------------------------------------------------------------------------------------------
 
