@@ -77,7 +77,13 @@ def tied(reverse: bool, copies: int) -> list[Tensor]:
 
 def statistics_inputs(reverse: bool) -> list[Tensor]:
     receivers, senders = (IN, OUT) if reverse else (OUT, IN)
-    shapes = ((BATCH, OUT, IN, WIDTH), (2 * WIDTH, WIDTH), (2 * WIDTH,), (BATCH, receivers, WIDTH), (BATCH, senders, WIDTH))
+    shapes = (
+        (BATCH, OUT, IN, WIDTH),
+        (2 * WIDTH, WIDTH),
+        (2 * WIDTH,),
+        (BATCH, receivers, WIDTH),
+        (BATCH, senders, WIDTH),
+    )
     return draw(*shapes)
 
 

