@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -324,14 +326,15 @@ def _load_checkpoint(path: Path) -> tuple[dict[str, Tensor], int | None]:
         UserError: one line for whatever is wrong with the file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; only what is returned matters here
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # broken files make torch raise nearly anything; what is not plain data is refused
-        reason = (
-            "holds more than plain tensors" if "weights_only" in str(error).lower() else "is damaged or no checkpoint"
-        )
-        raise UserError(f"{path} {reason}") from None
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} holds more than plain tensors, or is no checkpoint") from None
+    except Exception:  # a broken file makes torch raise nearly anything
+        raise UserError(f"{path} is damaged or no checkpoint") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no state dict")
     label = content.get("label")
