@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._graph import NeuralGraph
+from neural_graphs.graph._spec import Element, PermutationSpec
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,30 @@ def check_symmetries(
             size = reference.abs().max().clamp_min(1e-300)
             error, control = 0.0, float("inf")
             for _ in range(samples):
-                element = spec.sample(generator)
+                element = _draw(spec, generator)
                 moved = spec.apply(state, element)
-                error = max(error, float((run(moved) - reference).abs().max() / size))
+                error = max(error, _finite((run(moved) - reference).abs().max() / size))
                 for name, axes in spec.axes:
                     if any(axis.moves for axis in axes) and not torch.equal(moved[name], state[name]):
                         wrong = run({**moved, name: state[name]})
-                        control = min(control, float((wrong - reference).abs().max() / size))
+                        control = min(control, _finite((wrong - reference).abs().max() / size))
     finally:
         if module is not None:
             module.train(training)
-    return SymmetryReport(str(spec), samples, error, 0.0 if control == float("inf") else control, tolerance)
+    group = str(spec) if spec.log10_order > 0 else "trivial"
+    return SymmetryReport(group, samples, error, 0.0 if control == float("inf") else control, tolerance)
+
+
+def _draw(spec: PermutationSpec, generator: torch.Generator) -> Element:
+    """A random element; not the identity, which shows nothing, unless there is no other."""
+    while True:
+        element = spec.sample(generator)
+        moves = any(not torch.equal(index, index.sort().values) for index in element.values())
+        if moves or spec.log10_order == 0:
+            return element
+
+
+def _finite(difference: Tensor) -> float:
+    """A network that gives NaN is never equal to anything."""
+    value = float(difference)
+    return float("inf") if math.isnan(value) else value

@@ -202,6 +202,8 @@ class PermutationSpec:
                 for name, entry in data["axes"].items()
             )
             kinds = tuple((name, Activation.parse(kind)) for name, kind in data.get("activations", {}).items())
-        except (KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the description of a symmetry group is broken: {error}") from None
         return cls(axes, kinds)

@@ -163,7 +163,9 @@ class Stack:
                 for entry in data["layers"]
             )
             return cls(layers, float(data.get("shift", 0.0)))
-        except (KeyError, TypeError, AttributeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the description of an architecture is broken: {error}") from None
 
     # -- running --------------------------------------------------------------------------------------------------

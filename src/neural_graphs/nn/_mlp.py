@@ -43,7 +43,7 @@ class WeightMLP(Encoder):
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         batch = GraphBatch.of(batch)
         if not batch.buckets:
-            return Encoding(batch, vector=self.net(self.net[0].weight.new_zeros(0, self.parameters_read)))
+            return Encoding(batch, vector=self.net(next(self.parameters()).new_zeros(0, self.parameters_read)))
         return Encoding(batch, vector=batch.restore([self._encode(graph) for graph in batch.buckets]))
 
     def _encode(self, graph: NeuralGraph) -> Tensor:

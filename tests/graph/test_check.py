@@ -1,0 +1,101 @@
+"""Symmetry claims are verified on the real network, and wrong ones are caught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from neural_graphs.errors import UserError
+from neural_graphs.graph import Axis, NeuralGraph, PermutationSpec, Stack, trace
+from neural_graphs.testing import random_graph, random_inputs, random_stack
+
+
+def with_spec(graph: NeuralGraph, symmetries: PermutationSpec) -> NeuralGraph:
+    return replace(graph, spec=replace(graph.spec, symmetries=symmetries))
+
+
+def freeze(spec: PermutationSpec, parameter: str, position: int) -> PermutationSpec:
+    """The spec with one axis of one parameter left out."""
+    axes = []
+    for name, entry in spec.axes:
+        if name == parameter:
+            entry = tuple(Axis.fixed(a.size) if k == position else a for k, a in enumerate(entry))
+        axes.append((name, entry))
+    return replace(spec, axes=tuple(axes))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kind", ["mlp", "siren", "cnn"])
+def test_true_claims_hold(kind: Any, seed: int) -> None:
+    stack = random_stack(seed, kind)
+    module = stack.module()
+    inputs = random_inputs(stack, 16)
+    report = trace(module).check(module, inputs)
+    assert report.passed, str(report)
+    assert report.error < 1e-12 and report.control > 1e-6
+    assert "holds" in str(report)
+    assert all(p.dtype == torch.float32 for p in module.parameters())  # the module is left alone
+    assert random_graph(stack, 1).check(inputs=inputs).passed
+
+
+def test_every_left_out_axis_is_caught() -> None:
+    stack = Stack.mlp((2, 5, 4, 1), "tanh")
+    graph = random_graph(stack, 1)
+    caught = 0
+    for name, axes in graph.symmetries.axes:
+        for position, axis in enumerate(axes):
+            if axis.moves:
+                report = with_spec(graph, freeze(graph.symmetries, name, position)).check()
+                assert not report.passed and report.error > 1e-3 and "FAILS" in str(report)
+                caught += 1
+    assert caught == 6
+
+
+def test_a_smaller_group_is_a_true_claim() -> None:
+    graph = random_graph(Stack.mlp((2, 5, 4, 1), "tanh"), 1)
+    spec = graph.symmetries
+    for name, axes in spec.axes:
+        for position, axis in enumerate(axes):
+            if str(axis) == "P0":
+                spec = freeze(spec, name, position)
+    report = with_spec(graph, spec).check()
+    assert report.passed and report.group == "S4"
+
+
+def test_a_module_that_is_not_the_traced_one_is_caught() -> None:
+    """The claim of a plain stack on a module that adds a fixed pattern to its hidden neurons."""
+
+    class Skewed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seq = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Linear(6, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.seq[1](torch.tanh(self.seq[0](x) + torch.arange(6)))
+
+    module = Skewed()
+    graph = NeuralGraph.from_state_dict(module.state_dict(), "tanh")
+    assert graph.check().passed
+    assert not graph.check(module).passed
+
+
+@pytest.mark.parametrize("widths", [(2, 1), (2, 1, 1), (3, 2, 1)])
+def test_tiny_groups(widths: tuple[int, ...]) -> None:
+    """No neuron to move, or only two: nothing to get wrong by chance."""
+    graph = random_graph(Stack.mlp(widths, "tanh"), 1)
+    for seed in range(20):
+        report = graph.check(seed=seed, samples=2)
+        assert report.passed, (seed, str(report))
+
+
+def test_a_network_of_nan_does_not_pass() -> None:
+    graph = random_graph(Stack.mlp((2, 4, 1)), 1).map(lambda t: t * float("nan"))
+    assert not graph.check().passed
+
+
+def test_convolutions_need_inputs() -> None:
+    with pytest.raises(UserError, match="give example inputs"):
+        random_graph(random_stack(0, "cnn"), 1).check()
