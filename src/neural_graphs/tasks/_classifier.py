@@ -146,13 +146,16 @@ class Classifier(nn.Module):
         """Logits ``[B, num_classes]`` (CPU) in evaluation mode, computed in float32; ``x`` as in ``predict_proba``."""
         device = next(self.parameters()).device
         training, edge_dtype = self.training, self.encoder.edge_dtype
+        products = torch.get_float32_matmul_precision()
         self.eval()
         self.encoder.edge_dtype = None
+        torch.set_float32_matmul_precision("highest")
         try:
             return torch.cat([self(batch.to(device)).cpu() for batch in self._batches(x)])
         finally:
             self.train(training)
             self.encoder.edge_dtype = edge_dtype
+            torch.set_float32_matmul_precision(products)
 
     def _batches(self, x: Any) -> Any:
         if hasattr(x, "state_dicts"):
@@ -227,8 +230,8 @@ class Classifier(nn.Module):
         found = config.get("format")
         if not isinstance(found, int) or found > FORMAT:
             raise UserError(
-                f"{folder} was made by a newer version of neural-graphs (format {found}, this version reads up to {FORMAT}): "
-                "upgrade with `pip install --upgrade neural-graphs`"
+                f"{folder} was made by a newer version of neural-graphs (format {found}, this version reads up to "
+                f"{FORMAT}): upgrade with `pip install --upgrade neural-graphs`"
             )
         try:
             encoder = create_encoder(**config["encoder"])

@@ -280,8 +280,13 @@ class _Loop:
         self.course = Course(**facts)
         if self.course.best is not None:
             self.course.best = (self.course.best[0], self.course.best[1])
-        self.core.load_state_dict(_part(tensors, "model."))
         self.best = _part(tensors, "best.") or None
+        if self.best is not None and self.folder is not None and self.accelerator.is_main_process:
+            # A run killed between its two writes left a best model that is later than this state.
+            self.core.load_state_dict(self.best)
+            row = next(row for row in self.course.history if row["step"] == self.course.best_step)
+            self.folder.save_best(self.core, row)
+        self.core.load_state_dict(_part(tensors, "model."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             number, _, key = name.partition(".")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +128,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run's best model on a split of its zoo, or of another one.
 
-    Returns ``accuracy``, ``loss`` (cross-entropy), ``confusion`` (``confusion[t][p]``: class t taken for p), ``n``, ``split``,
-    ``zoo``, ``class_names`` and ``per_architecture`` (accuracy and n of each).
+    Returns ``accuracy``, ``loss`` (cross-entropy), ``confusion`` (``confusion[t][p]``: class t taken for p), ``n``,
+    ``split``, ``zoo``, ``class_names`` and ``per_architecture`` (accuracy and n of each).
 
     Raises:
         UserError: no run, model or zoo there; networks that the model cannot read; labels beyond its classes.
@@ -168,8 +168,12 @@ def evaluate(
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held (resident), or that was allocated on the GPU if one is used."""
+    """The most memory this process has held (resident), or that was allocated on the GPU if one is used; else 0."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    with contextlib.suppress(ImportError):  # Windows has no such module
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return 0.0

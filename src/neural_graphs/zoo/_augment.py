@@ -93,8 +93,8 @@ def _check(graph: NeuralGraph, rotation: float) -> None:
     chain = all(b.source + 1 == b.target and b.features == 1 for b in graph.spec.blocks)
     if not chain or any(block.kernel for block in graph.spec.blocks):
         raise UserError(
-            "augment: translation, rotation and scaling move the image of a coordinate network, and these networks are none: "
-            "set augment.translation=0 augment.rotation=0 augment.scaling=0"
+            "augment: translation, rotation and scaling move the image of a coordinate network, and these networks are "
+            "none: set augment.translation=0 augment.rotation=0 augment.scaling=0"
         )
     if rotation and graph.spec.num_inputs != 2:
         raise UserError(
