@@ -1,6 +1,11 @@
 """Measurements: benchmarks against textbook twins, experiments, and the tables that the docs show."""
 
+from neural_graphs.bench._classification import inr_classification as inr_classification
+from neural_graphs.bench._fit import fit as fit
 from neural_graphs.bench._results import read_results as read_results
 from neural_graphs.bench._results import row as row
 from neural_graphs.bench._results import write_results as write_results
 from neural_graphs.bench._step import step as step
+from neural_graphs.bench._tables import tables as tables
+from neural_graphs.bench._tables import update_readme_table as update_readme_table
+from neural_graphs.bench._tables import write_tables as write_tables

@@ -100,11 +100,17 @@ def siren_batch(batch: int, seed: int = 0) -> tuple[GraphBatch, Tensor]:
 
 
 def training_step(
-    batch: int = 64, width: int = 64, layers: int = 4, probes: int = 0, seed: int = 0, twin: bool = False
+    batch: int = 64,
+    width: int = 64,
+    layers: int = 4,
+    probes: int = 0,
+    seed: int = 0,
+    dropout: float = 0.2,
+    twin: bool = False,
 ) -> Callable[[], Tensor]:
     """A function that makes one training step of a classifier and returns its loss; warmed up on two networks."""
     torch.manual_seed(seed)
-    encoder = create_encoder("ng-gnn", width=width, layers=layers, probes=probes)
+    encoder = create_encoder("ng-gnn", width=width, layers=layers, probes=probes, dropout=dropout)
     assert isinstance(encoder, NGGNN)
     head = GraphHead(width, 1, CLASSES)
     graphs, labels = siren_batch(batch, seed)

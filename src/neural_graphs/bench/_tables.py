@@ -1,0 +1,170 @@
+"""Tables for docs and README, from results files alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from neural_graphs._io import atomic_write
+from neural_graphs.bench._results import Row, read_results
+from neural_graphs.errors import UserError
+
+START, END = "<!-- results -->", "<!-- /results -->"
+
+TITLES = {
+    "inr-mnist": "Classifying MNIST INRs",
+    "step": "A training step against the textbook implementation",
+    "fit": "Fitting INRs in bulk against a loop",
+}
+
+NOTES = {
+    "inr-mnist": "Test accuracy of the model that was best on validation, on networks of images that no training network "
+    "shows; mean and standard deviation over seeds. `mlp` reads the raw weights.",
+    "step": "Forward, backward and AdamW step of a classifier; twin and library in turn in one process, ratios round by "
+    "round. The twin is the edge-list implementation: dense `[B, N, N, d]` embedding, gather, concatenate, scatter. "
+    "`matmul_share` is the FLOP/s of the step's matrix products over those of a large matrix product in the same run.",
+    "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
+}
+
+BARS = {
+    ("step", "speedup"): "at least 5",
+    ("step", "memory_ratio"): "at most 0.33",
+    ("fit", "speedup"): "at least 4",
+}
+"""What the project set out to reach."""
+
+_SHARES = ("accuracy", "share")
+
+
+def tables(results: str | os.PathLike[str] = "results") -> str:
+    """The page of measured results: one section per ``results/*.json``. Raises ``UserError`` for a broken file."""
+    parts = [
+        "# Measured results\n",
+        "Generated from the files in `results/` by `neural-graphs bench tables`; not edited by hand. Each file was "
+        "written by the command named with it.\n",
+    ]
+    found = _load(results)
+    if not found:
+        parts.append("Nothing has been measured yet.\n")
+    return "\n".join([*parts, *(_section(result) for result in found)])
+
+
+def readme_table(results: str | os.PathLike[str] = "results") -> str:
+    """The short table of the README: accuracies, and ratios of the speed benchmarks."""
+    lines = []
+    for result in _load(results):
+        rows = [r for r in result["rows"] if r["metric"] in ("test_accuracy", "speedup", "memory_ratio")]
+        title = TITLES.get(result["experiment"], result["experiment"])
+        for entry in rows:
+            name = " ".join(filter(None, (entry["method"], entry["variant"])))
+            lines.append((title, name, _metric_name(entry["metric"]), _value(entry)))
+    return _table(("Experiment", "Method", "Measure", "Value"), lines) if lines else "Nothing has been measured yet.\n"
+
+
+def update_readme_table(
+    readme: str | os.PathLike[str] = "README.md", results: str | os.PathLike[str] = "results"
+) -> None:
+    """Fill the part of ``readme`` between ``<!-- results -->`` and ``<!-- /results -->``; ``UserError`` without them."""
+    try:
+        text = Path(readme).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {readme}: {error.strerror}") from None
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise UserError(f"{readme} has no part between {START} and {END}")
+    _write(readme, f"{before}{start}\n{readme_table(results)}{end}{after}")
+
+
+def write_tables(
+    results: str | os.PathLike[str] = "results",
+    docs: str | os.PathLike[str] = "docs/results.md",
+    readme: str | os.PathLike[str] | None = "README.md",
+) -> None:
+    """Write the page of results, and the README's table unless ``readme`` is None."""
+    _write(docs, tables(results))
+    if readme is not None:
+        update_readme_table(readme, results)
+
+
+def _write(path: str | os.PathLike[str], text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _load(results: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    order = list(TITLES)
+    found = [read_results(path) for path in sorted(Path(results).glob("*.json"))]
+    return sorted(
+        found, key=lambda r: (order.index(r["experiment"]) if r["experiment"] in order else 99, r["experiment"])
+    )
+
+
+def _section(result: Mapping[str, Any]) -> str:
+    name = result["experiment"]
+    dataset = ", ".join(f"{key} {value}" for key, value in result["dataset"].items() if value not in ("", None))
+    facts = (
+        f"`{result['command']}`, commit {result['commit']}, {result['created'][:10]}, torch {result['torch']}, "
+        f"{result['device']}, {result['threads']} threads. Data: {dataset}."
+    )
+    rows = [
+        (
+            entry["method"],
+            entry["variant"],
+            _metric_name(entry["metric"]),
+            _value(entry),
+            str(len(entry["values"])),
+            BARS.get((name, entry["metric"]), ""),
+            _about(entry),
+        )
+        for entry in result["rows"]
+    ]
+    head = ("Method", "Variant", "Measure", "Value", "n", "Bar", "More")
+    return "\n".join(
+        [f"## {TITLES.get(name, name)}\n", f"{NOTES.get(name, '')}\n".lstrip("\n"), facts + "\n", _table(head, rows)]
+    )
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = tuple(head)
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _metric_name(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _value(entry: Row) -> str:
+    """Mean ± standard deviation, in per cent for accuracies and shares, with an "x" for speedups."""
+    mean, std = entry["mean"], entry["std"]
+    spread = len(entry["values"]) > 1
+    if entry["metric"].endswith(_SHARES):
+        return f"{100 * mean:.1f} ± {100 * std:.1f} %" if spread else f"{100 * mean:.1f} %"
+    if entry["metric"] == "speedup":
+        low, high = min(entry["values"]), max(entry["values"])
+        return f"{entry.get('median', mean):.1f}x" + (f" ({low:.1f} to {high:.1f})" if spread else "")
+    return f"{_number(mean)} ± {_number(std)}" if spread else _number(mean)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _about(entry: Row) -> str:
+    parts = []
+    if "parameters" in entry:
+        parts.append(f"{entry['parameters']:,} parameters")
+    if "epochs" in entry:
+        parts.append(f"{entry['epochs']} epochs")
+    if "seconds" in entry:
+        parts.append(f"{entry['seconds']:,.0f} s")
+    if "peak_memory_mb" in entry:
+        parts.append(f"{entry['peak_memory_mb']:,.0f} MB peak")
+    if "matmul_gflops" in entry:
+        parts.append(f"matmul rate {entry['matmul_gflops']:.0f} GFLOP/s")
+    if "commit" in entry:
+        parts.append(f"commit {entry['commit']}")
+    return ", ".join(parts)
