@@ -1,0 +1,171 @@
+"""`neural-graphs bench step | fit | inr | tables`: measurements, and the tables made from them."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from neural_graphs.cli._parser import (
+    Parser,
+    add_json,
+    add_threads,
+    add_verb,
+    default_threads,
+    integers,
+    positive,
+    print_json,
+    print_table,
+)
+
+
+def add(verbs: Any) -> None:
+    parser = add_verb(verbs, "bench", "measure speed and accuracy", "neural-graphs bench step --out step.json", None)
+    inner = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    step = add_verb(
+        inner,
+        "step",
+        "time training steps of NG-GNN against the textbook edge-list twin",
+        "neural-graphs bench step --out step.json",
+        _step,
+    )
+    _add_speed(step, "results/step.json")
+    step.add_argument("--batch", type=positive, default=64, metavar="N", help="networks per step (default: 64)")
+    step.add_argument("--width", type=positive, default=64, metavar="N", help="of the encoder (default: 64)")
+    step.add_argument("--layers", type=positive, default=4, metavar="N", help="of the encoder (default: 4)")
+    step.add_argument("--probes", type=int, default=0, metavar="N", help="probe features (default: 0)")
+
+    fit = add_verb(
+        inner,
+        "fit",
+        "time bulk fitting of INRs against a loop over networks",
+        "neural-graphs bench fit --out fit.json",
+        _fit,
+    )
+    _add_speed(fit, "results/fit.json")
+    fit.add_argument("--networks", type=positive, default=256, metavar="N", help="fitted at once (default: 256)")
+    fit.add_argument("--steps", type=positive, default=100, metavar="N", help="optimiser steps (default: 100)")
+    fit.add_argument(
+        "--many",
+        type=positive,
+        default=10_000,
+        metavar="N",
+        help="size of the zoo for the memory ratio (default: 10000)",
+    )
+
+    inr = add_verb(
+        inner,
+        "inr",
+        "train classifiers on a zoo of INRs with several seeds, and write their accuracies",
+        "neural-graphs bench inr runs/quickstart/zoo --methods inr-mlp --seeds 0 --out digits.json",
+        _inr,
+        "Finished runs are not repeated; interrupted ones go on where they were.",
+    )
+    inr.add_argument("zoo", metavar="ZOO", help="folder of a zoo")
+    inr.add_argument("overrides", metavar="key=value", nargs="*", help="settings to override in all runs")
+    inr.add_argument("--methods", metavar="A,B", help="presets or YAML files (default: inr-mlp,inr-cpu,inr-cpu-probes)")
+    inr.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="N,N", help="(default: 0,1,2)")
+    inr.add_argument(
+        "--out", default="results/inr-mnist.json", metavar="FILE", help="(default: results/inr-mnist.json)"
+    )
+    inr.add_argument("--runs", default="runs/inr-mnist", metavar="DIR", help="run folders (default: runs/inr-mnist)")
+    add_json(inr)
+    add_threads(inr)
+
+    tables = add_verb(
+        inner,
+        "tables",
+        "write the page of measured results from results/*.json",
+        "neural-graphs bench tables --results results --page results.md",
+        _tables,
+    )
+    tables.add_argument("--results", default="results", metavar="DIR", help="(default: results)")
+    tables.add_argument("--page", default="docs/results.md", metavar="FILE", help="(default: docs/results.md)")
+    tables.add_argument("--readme", metavar="FILE", help="also fill the table between the marks in this README")
+
+
+def _add_speed(parser: Parser, out: str) -> None:
+    parser.add_argument("--out", default=out, metavar="FILE", help=f"results file (default: {out})")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measured in turn (default: 7)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    add_json(parser)
+    add_threads(parser)
+
+
+def _step(options: argparse.Namespace) -> int:
+    from neural_graphs.bench import step
+
+    rows = step(
+        options.out,
+        batch=options.batch,
+        width=options.width,
+        layers=options.layers,
+        probes=options.probes,
+        rounds=options.rounds,
+        thread_count=options.threads or default_threads(),
+        seed=options.seed,
+        command=_command(),
+    )
+    return _show(rows, options)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from neural_graphs.bench import fit
+
+    rows = fit(
+        options.out,
+        networks=options.networks,
+        steps=options.steps,
+        rounds=options.rounds,
+        thread_count=options.threads or default_threads(),
+        many=options.many,
+        few=max(1, options.many // 10),
+        seed=options.seed,
+        command=_command(),
+    )
+    return _show(rows, options)
+
+
+def _inr(options: argparse.Namespace) -> int:
+    from neural_graphs.bench import inr_classification
+
+    options.resume_hint = "finished runs are kept, run the same command again to go on"
+    chosen = {"methods": options.methods.split(",")} if options.methods else {}
+    threads = options.threads or default_threads()
+    rows = inr_classification(
+        options.zoo,
+        seeds=options.seeds,
+        out=options.out,
+        runs=options.runs,
+        overrides=[f"threads={threads}", *options.overrides],
+        command=_command(),
+        **chosen,
+    )
+    return _show(rows, options)
+
+
+def _tables(options: argparse.Namespace) -> int:
+    from neural_graphs.bench import write_tables
+
+    write_tables(options.results, options.page, options.readme)
+    print(f"wrote {options.page}" + (f" and the table in {options.readme}" if options.readme else ""))
+    return 0
+
+
+def _command() -> str:
+    return shlex.join(["neural-graphs", *sys.argv[1:]])
+
+
+def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
+    if options.json:
+        print_json(list(rows))
+        return 0
+    cells = [
+        (row["method"], row["variant"], row["metric"], f"{row['mean']:.4g}", f"{row['std']:.2g}", len(row["values"]))
+        for row in rows
+    ]
+    print_table(("method", "variant", "metric", "mean", "std", "n"), cells, right=(3, 4, 5))
+    print(f"\nresults: {options.out}")
+    return 0

@@ -1,0 +1,130 @@
+"""What all verbs share: the parser, common options, thread counts, plain tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that shows an example under its options and says mistakes in one line."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _Formatter)
+        kwargs.setdefault("epilog", f"example:\n  {example}" if example else None)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        # Before or after the verb: only the outermost parser sets a default, so that none undoes what another one read.
+        default = argparse.SUPPRESS if " " in self.prog else False
+        self.add_argument("--debug", action="store_true", default=default, help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
+
+
+def add_verb(verbs: Any, name: str, summary: str, example: str, run: Run | None, details: str = "") -> Parser:
+    """Add a verb to the parser's subcommands; `run` receives the parsed options and returns an exit code."""
+    description = summary[0].upper() + summary[1:] + "." + (f"\n\n{details}" if details else "")
+    parser: Parser = verbs.add_parser(name, help=summary, description=description, example=example)
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def add_json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+
+
+def add_threads(parser: Parser) -> None:
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="processor threads (default: OMP_NUM_THREADS, else the physical cores this process may use)",
+    )
+
+
+def positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return number
+
+
+positive.__name__ = "positive number"  # argparse names the type in its message
+
+
+def integers(value: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in value.split(","))
+
+
+integers.__name__ = "list such as 32,32"
+
+
+def numbers(value: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in value.split(","))
+
+
+numbers.__name__ = "list such as 0.8,0.1,0.1"
+
+
+def default_threads() -> int:
+    """One thread per physical core that this process may use.
+
+    Small networks run several times slower when more threads than cores share the work, so hardware threads, the cores
+    that the scheduler withholds and the quota of a container all count.
+    """
+    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(asked) > 0:
+        return int(asked)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        return max(1, min(len(cores), round(int(quota) / int(period))))
+    return max(1, len(cores))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def use_threads(options: argparse.Namespace) -> int:
+    """Set torch's thread count from `--threads` and return it."""
+    import torch
+
+    threads: int = options.threads or default_threads()
+    torch.set_num_threads(threads)
+    return threads
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[int] = ()) -> None:
+    """Columns two spaces apart under a head line; columns in `right` are right-aligned. Not cut at the window's width."""
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    numeric = set(right)
+    for number, line in enumerate(lines):
+        cells = (
+            cell.rjust(width) if column in numeric else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        row = "  ".join(cells).rstrip()
+        print(f"\033[2m{row}\033[0m" if number == 0 and sys.stdout.isatty() else row)

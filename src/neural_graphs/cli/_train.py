@@ -1,0 +1,75 @@
+"""`neural-graphs train CONFIG`: train an encoder on a zoo."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from neural_graphs.cli._parser import add_json, add_threads, add_verb, print_json, use_threads
+from neural_graphs.errors import UserError
+
+
+def add(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "train",
+        "train an encoder on a zoo",
+        "neural-graphs train inr-cpu zoo=runs/quickstart/zoo optimizer.epochs=5 encoder.probes=16",
+        run,
+        "CONFIG is a YAML file or the name of a preset (`neural-graphs train --presets` lists them; --print shows one with\n"
+        "its comments, a start for a file of your own). Settings are overridden as key=value, nested ones with dots.",
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file or preset")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to override")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in its folder was interrupted")
+    parser.add_argument("--presets", action="store_true", help="list the presets and stop")
+    parser.add_argument("--print", action="store_true", help="print the configuration and stop")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_json(parser)
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from neural_graphs.tasks import list_presets, load_config, preset_text
+    from neural_graphs.tasks._config import to_yaml
+
+    if options.presets:
+        for name in list_presets():
+            print(f"{name:<24}{preset_text(name).splitlines()[0].lstrip('# ')}")
+        return 0
+    if options.config is None:
+        raise UserError("give a configuration: a YAML file or one of the presets, " + ", ".join(list_presets()))
+    config = load_config(options.config, options.overrides)
+    if options.print:
+        commented = options.config in list_presets() and not options.overrides
+        print((preset_text(options.config) if commented else to_yaml(config)).rstrip())
+        return 0
+
+    from dataclasses import replace
+
+    from neural_graphs.tasks import train
+
+    # The configuration's own thread count counts unless the command line says otherwise.
+    options.threads = options.threads or config.threads or None
+    config = replace(config, threads=use_threads(options))
+    options.resume_hint = "go on with the same command and --resume"
+    result = train(config, resume=options.resume, quiet=options.quiet)
+    if options.json:
+        print_json(
+            {
+                "run": str(result.run_dir),
+                "best_epoch": result.best_epoch,
+                "val_accuracy": result.val_accuracy,
+                "test_accuracy": result.test_accuracy,
+                "seconds": result.seconds,
+            }
+        )
+        return 0
+    accuracies = [
+        f"{name} {value:.2%}"
+        for name, value in (("validation", result.val_accuracy), ("test", result.test_accuracy))
+        if value is not None
+    ]
+    print(f"{result.run_dir}: {', '.join(accuracies)} (epoch {result.best_epoch}, {result.seconds:.0f} s)")
+    print(f"next: neural-graphs eval {result.run_dir}")
+    return 0

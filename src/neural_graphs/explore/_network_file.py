@@ -1,0 +1,62 @@
+"""One network in one file: a safetensors state dict that also says which architecture it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neural_graphs._io import atomic_write
+from neural_graphs.errors import UserError
+from neural_graphs.graph import Activation, NeuralGraph, Stack
+from neural_graphs.graph._files import check_finite, read_state_dict
+
+ARCHITECTURE = "neural_graphs.stack"  # key of the file's metadata
+
+
+def save_network(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], stack: Stack) -> None:
+    """Write a state dict and, in the file's metadata, its architecture. Any safetensors reader can open it.
+
+    Raises ``RunError`` when the disk is full or not writable.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, {ARCHITECTURE: json.dumps(stack.to_json())})
+
+
+def load_network(
+    path: str | os.PathLike[str],
+    activation: str | Activation | Sequence[str | Activation] | None = None,
+    shift: float = 0.0,
+) -> NeuralGraph:
+    """The neural graph of the network in a file, ``.safetensors`` or PyTorch's (tensors only, nothing is executed).
+
+    The architecture is the one the file states; ``activation`` (``"sine:30"``, or one per hidden layer) and ``shift`` are
+    for files that state none, and overrule it.
+
+    Raises:
+        UserError: the file is missing, broken, hostile, holds NaN, no plain stack, or does not say its non-linearity.
+    """
+    state = read_state_dict(path)
+    try:
+        check_finite(state)
+        stack = _stated_architecture(path) if activation is None else None
+        return NeuralGraph.from_state_dict(state, activation, stack=stack, shift=shift)
+    except UserError as error:
+        raise UserError(f"{os.fspath(path)}: {error}") from None
+
+
+def _stated_architecture(path: str | os.PathLike[str]) -> Stack | None:
+    if Path(path).suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            stated = (file.metadata() or {}).get(ARCHITECTURE)
+        return Stack.from_json(json.loads(stated)) if stated is not None else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"the architecture that it states is broken ({error}): give the activation") from None
