@@ -73,18 +73,35 @@ def test_ctrl_c_between_any_two_steps(
     assert_same(tmp_path / "run", straight)
 
 
-def test_killed_at_a_random_moment(zoo: Zoo, tmp_path: Path, config: Any, straight: Path) -> None:
+KILLED = """
+import os, signal, sys
+from neural_graphs.tasks import _fit, load_config, train
+
+where, count = sys.argv[2], int(sys.argv[3])
+owner, name = {"step": (_fit._Loop, "_step"), "state": (_fit._Loop, "_save_state")}[where]
+original = getattr(owner, name)
+calls = 0
+
+def deadly(loop, *arguments):
+    global calls
+    calls += 1
+    if calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(loop, *arguments)
+
+setattr(owner, name, deadly)
+train(load_config(sys.argv[1]), quiet=True)
+"""
+
+
+@pytest.mark.parametrize(("where", "count"), [("step", 11), ("state", 3)])
+def test_kill_in_a_step_or_between_best_model_and_state(
+    zoo: Zoo, tmp_path: Path, config: Any, straight: Path, where: str, count: int
+) -> None:
     settings = config(zoo, tmp_path / "run", augment=AUGMENT)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
-    code = "import sys; from neural_graphs.tasks import load_config, train; train(load_config(sys.argv[1]), quiet=True)"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")])
-    file = tmp_path / "run" / "log.jsonl"
-    for _ in range(4000):
-        if process.poll() is not None or (file.exists() and len(file.read_text().splitlines()) >= 2):
-            break
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    arguments = [str(tmp_path / "config.yaml"), where, str(count)]
+    assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode == -signal.SIGKILL
     assert not (tmp_path / "run" / "metrics.json").exists()
     train(settings, resume=True, quiet=True)
     assert_same(tmp_path / "run", straight)

@@ -1,0 +1,37 @@
+"""Two processes that share every batch make the training of one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neural_graphs.tasks import train
+from neural_graphs.tasks._config import to_yaml
+from neural_graphs.zoo import Zoo
+
+CODE = "import sys; from neural_graphs.tasks import load_config, train; train(load_config(sys.argv[1]), quiet=True)"
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(zoo: Zoo, tmp_path: Path, config: Any) -> None:
+    encoder = {"name": "ng-gnn", "width": 8, "layers": 2, "fourier": 0, "dropout": 0.0}
+    shape = {"epochs": 3, "batch_size": 13, "encoder": encoder, "device": "cpu", "lr": 1e-3}  # 64 = 4 * 13 + 12
+    (tmp_path / "train.py").write_text(CODE)
+    (tmp_path / "config.yaml").write_text(to_yaml(config(zoo, tmp_path / "two", **shape)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "train.py"), str(tmp_path / "config.yaml")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    one = train(config(zoo, tmp_path / "one", **shape), quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == len(one.history) == 3
+    for row, expected in zip(rows, one.history, strict=True):
+        assert row["step"] == expected["step"]
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-4)
