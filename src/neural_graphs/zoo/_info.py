@@ -20,8 +20,7 @@ def zoo_info(zoo: Zoo) -> dict[str, Any]:
     ``statistics`` compares every tensor's standard deviation with the published corpus of the same recipe and images;
     it is empty where there is none. Reads all training weights once.
     """
-    architecture_of = zoo.table["architecture"].to_numpy(zero_copy_only=False)
-    kinds, counts = np.unique(architecture_of.astype(str), return_counts=True)
+    kinds, counts = np.unique(zoo.all.column("architecture").astype(str), return_counts=True)
     info: dict[str, Any] = {
         "path": str(zoo.path),
         "name": zoo.meta.get("name", zoo.path.name),

@@ -38,19 +38,27 @@ RECIPES: dict[str, Recipe] = {
     "nfn": Recipe("nfn", init="siren", lr=5e-4, pixel_range=(-1.0, 1.0)),
 }
 
-# A diverse zoo draws each network's architecture from these, uniformly: 1 to 4 hidden layers, 16 to 64 neurons wide.
-DIVERSE_HIDDEN: tuple[tuple[int, ...], ...] = (
-    (64,),
-    (32, 32),
-    (48, 16),
-    (16, 48),
-    (64, 64),
-    (24, 24, 24),
-    (48, 32, 16),
-    (16, 16, 16, 16),
-    (32, 32, 32, 32),
+# (hidden layers, activation) of a diverse zoo: 2 to 4 hidden layers, 16 to 64 neurons wide, two frequencies and three other
+# activations. Each reaches 23 dB or more on MNIST in 1000 steps; one hidden layer, or a narrow net without sines, does not.
+DIVERSE: tuple[tuple[tuple[int, ...], str], ...] = (
+    *(
+        (hidden, activation)
+        for hidden in (
+            (32, 32),
+            (48, 16),
+            (16, 48),
+            (64, 64),
+            (24, 24, 24),
+            (48, 32, 16),
+            (16, 16, 16, 16),
+            (32, 32, 32, 32),
+        )
+        for activation in ("sine:30", "sine:20")
+    ),
+    ((64, 64, 64), "relu"),
+    ((64, 64, 64), "tanh"),
+    ((64, 64, 64), "gelu"),
 )
-DIVERSE_ACTIVATIONS: tuple[str, ...] = ("sine:30", "sine:20")
 
 
 def find_recipe(
@@ -81,8 +89,4 @@ def find_recipe(
 
 def diverse_stacks(recipe: Recipe, channels: int) -> list[Stack]:
     """The architectures that a diverse zoo mixes, with the recipe's output shift."""
-    return [
-        replace(recipe, hidden=hidden, activation=activation).stack(channels)
-        for hidden in DIVERSE_HIDDEN
-        for activation in DIVERSE_ACTIVATIONS
-    ]
+    return [replace(recipe, hidden=hidden, activation=activation).stack(channels) for hidden, activation in DIVERSE]

@@ -44,12 +44,16 @@ class Zoo:
     def __init__(self, path: Path, meta: dict[str, Any], architectures: dict[str, Stack], table: pa.Table) -> None:
         self.path, self.meta, self.architectures, self.table = path, meta, architectures, table
         self._shards: dict[str, dict[str, Tensor]] = {}
-        shards = table["shard"].to_numpy(zero_copy_only=False)
-        self._shard_names, self._shard_of = np.unique(shards.astype(str), return_inverse=True)
+        self._shard_names, self._shard_of = _codes(table["shard"])
+        architecture_names, self._architecture_of = _codes(table["architecture"])
+        self._split_names, self._split_of = _codes(table["split"])
         self._row_of = table["row"].to_numpy(zero_copy_only=False).astype(np.int64)
-        self._split_of = table["split"].to_numpy(zero_copy_only=False).astype(str)
-        architecture_of = table["architecture"].to_numpy(zero_copy_only=False).astype(str)
-        self._shard_architecture: dict[str, str] = dict(zip(shards.astype(str), architecture_of, strict=True))
+        first = np.unique(self._shard_of, return_index=True)[1]
+        self._shard_architecture = {
+            shard: architecture_names[self._architecture_of[row]]
+            for shard, row in zip(self._shard_names, first, strict=True)
+        }
+        self._architecture_names = architecture_names
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Zoo:
@@ -104,7 +108,8 @@ class Zoo:
         """The networks of one split, ``"train"``, ``"val"`` or ``"test"``; may be empty."""
         if name not in SPLITS:
             raise UserError(f"unknown split {name!r}: choose one of {', '.join(SPLITS)}")
-        return ZooSplit(self, np.flatnonzero(self._split_of == name), name)
+        code = self._split_names.index(name) if name in self._split_names else -1
+        return ZooSplit(self, np.flatnonzero(self._split_of == code), name)
 
     def __repr__(self) -> str:
         kinds = ", ".join(map(str, list(self.architectures.values())[:3]))
@@ -128,7 +133,7 @@ class Zoo:
         starts = np.flatnonzero(np.r_[True, np.diff(shard_of[order]) != 0]) if len(rows) else np.empty(0, int)
         groups: dict[str, list[tuple[np.ndarray, str]]] = {}
         for positions in np.split(order, starts[1:]) if len(rows) else []:
-            shard = str(self._shard_names[shard_of[positions[0]]])
+            shard = self._shard_names[shard_of[positions[0]]]
             groups.setdefault(self._shard_architecture[shard], []).append((positions, shard))
         found = []
         for architecture, members in groups.items():
@@ -162,7 +167,7 @@ class Zoo:
                 row = int(rows[bad])
                 raise UserError(
                     f"network {self.table['network'][row].as_py()} has NaN or infinite values in {name} "
-                    f"(row {self._row_of[row]} of {self.path / WEIGHTS / str(self._shard_names[self._shard_of[row]])})"
+                    f"(row {self._row_of[row]} of {self.path / WEIGHTS / self._shard_names[self._shard_of[row]]})"
                 )
 
 
@@ -178,7 +183,7 @@ class ZooSplit:
     @property
     def architectures(self) -> dict[str, Stack]:
         """The architectures that occur in this split."""
-        used = set(self.column("architecture").tolist())
+        used = {self.zoo._architecture_names[code] for code in np.unique(self.zoo._architecture_of[self.rows])}
         return {name: self.zoo.architectures[name] for name in self.zoo.architectures if name in used}
 
     @property
@@ -248,6 +253,18 @@ class ZooSplit:
 
     def __repr__(self) -> str:
         return f"ZooSplit({self.zoo.path}, {self.name}: {len(self)} networks)"
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Distinct words of a text column, sorted, and each row's number among them; no Python object per row."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.combine_chunks().dictionary_encode()
+    words = encoded.dictionary.to_pylist()
+    order = sorted(range(len(words)), key=words.__getitem__)
+    rank = np.empty(len(words), np.int64)
+    rank[order] = np.arange(len(words))
+    return [words[i] for i in order], rank[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 # -- files --------------------------------------------------------------------------------------------------------
