@@ -33,7 +33,7 @@ from neural_graphs.zoo.images import ImageSet
 
 def make_zoo(
     out: str | os.PathLike[str],
-    images: str | ImageSet = "mnist",
+    images: str | ImageSet = "digits",
     recipe: str = "dws",
     size: int | None = None,
     views: int = 1,
