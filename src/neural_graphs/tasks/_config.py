@@ -78,7 +78,9 @@ class TrainConfig:
             parameters of the MLP) is filled in.
         optimizer: see ``OptimConfig``.
         augment: see ``AugmentConfig``.
-        precision: "fp32", "bf16" (autocast), or "auto": float32, with TF32 matrix products on CUDA.
+        precision: of training: "fp32"; "bf16", edge embeddings in bfloat16 and everything else in float32 (faster where the
+            processor multiplies bfloat16, no effect on encoders without edges); "auto", float32 with TF32 matrix products
+            on CUDA. Evaluation is always in float32.
         device: "auto" (an accelerator if there is one), or "cpu".
         seed: of the initial weights, the order of the networks, augmentation and dropout.
         threads: CPU threads; 0: one per physical core.
