@@ -142,6 +142,7 @@ class ZooWriter:
         }
         with atomic_write(self.path / WEIGHTS / shard) as temporary:
             save_file(contiguous, temporary)
+            temporary.chmod(0o644)  # safetensors makes files that nobody else may read
         rows = {
             "network": np.asarray(columns["network"], np.int64),
             "architecture": np.full(count, architecture, dtype=object),
