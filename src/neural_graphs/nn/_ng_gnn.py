@@ -19,6 +19,8 @@ from neural_graphs.nn._probes import ProbeFeatures
 from neural_graphs.nn._registry import register_encoder
 
 STD_EPSILON = 1e-5
+NEIGHBOUR_GAIN = 0.5
+"""Initial weights on neighbours' statistics, relative to the default initialisation."""
 
 Nodes = dict[int, Tensor]
 """Node set number -> embeddings ``[B, n, F]``."""
@@ -88,6 +90,12 @@ class NGGNNLayer(nn.Module):
         self.mix = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width) if edge_mlp else None
         self.edge_mlp = EdgeMLP(width) if edge_mlp else None
+        # Without residual connections, a default start mixes a neuron's own state with 8F statistics of its neighbours and
+        # hides it for hundreds of steps. Starting W_2 W_1 near the identity on x_i lets it through from the first step.
+        with torch.no_grad():
+            self.combine.weight[:, width:] *= NEIGHBOUR_GAIN
+            self.combine.weight[:, :width] = torch.eye(width)
+            self.mix.weight.copy_(torch.eye(width))
 
 
 class EdgeMLP(nn.Module):
