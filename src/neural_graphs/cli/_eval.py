@@ -34,19 +34,16 @@ def run(options: argparse.Namespace) -> int:
     print(
         f"{options.run_dir}: {found['accuracy']:.2%} of {found['n']:,} {options.split} networks, loss {found['loss']:.4f}\n"
     )
-    confusion = found["confusion"]
-    rows = [
-        (number, sum(counts), f"{counts[number] / sum(counts):.1%}" if sum(counts) else "-", _mistake(number, counts))
-        for number, counts in enumerate(confusion)
-    ]
-    print_table(("class", "networks", "right", "most often taken for"), rows, right=(0, 1, 2))
+    names, confusion = found["class_names"], found["confusion"]
+    rows = []
+    for number, counts in enumerate(confusion):
+        total, right = sum(counts), counts[number]
+        wrong = [0 if column == number else count for column, count in enumerate(counts)]
+        mistake = f"{names[wrong.index(max(wrong))]} ({max(wrong)})" if any(wrong) else "-"
+        rows.append((names[number], total, f"{right / total:.1%}" if total else "-", mistake))
+    print_table(("class", "networks", "right", "most often taken for"), rows, right=(1, 2))
     if len(found["per_architecture"]) > 1:
         print()
         kinds = [(name, entry["n"], f"{entry['accuracy']:.2%}") for name, entry in found["per_architecture"].items()]
         print_table(("architecture", "networks", "right"), kinds, right=(1, 2))
     return 0
-
-
-def _mistake(number: int, counts: list[int]) -> str:
-    wrong = [0 if column == number else count for column, count in enumerate(counts)]
-    return f"{wrong.index(max(wrong))} ({max(wrong)})" if any(wrong) else "-"

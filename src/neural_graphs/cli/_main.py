@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or wrong input, 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -34,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = build_parser().parse_args(arguments)
+        options = _parse(arguments)
     except SystemExit as stop:  # argparse has printed the help, the version or the mistake
         return int(stop.code or 0)
+    # Threads that wait for work go to sleep at once. By default they spin, and where other processes want the cores too, a
+    # training step of tiny networks then takes up to 50 times as long. Read by OpenMP when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = int(options.run(options))
         sys.stdout.flush()
@@ -54,6 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_explain(error)}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives a verb's list of key=value only those before its first option.
+    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        options.overrides += rest
+    elif rest:
+        options.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _explain(error: Exception) -> str:

@@ -39,7 +39,7 @@ def add_verb(verbs: Any, name: str, summary: str, example: str, run: Run | None,
     description = summary[0].upper() + summary[1:] + "." + (f"\n\n{details}" if details else "")
     parser: Parser = verbs.add_parser(name, help=summary, description=description, example=example)
     if run is not None:
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=run, parser=parser)
     return parser
 
 

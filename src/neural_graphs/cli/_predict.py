@@ -38,16 +38,14 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(results)
     elif len(failed) < len(results):
-        rows = [(r["file"], r["label"], *_top(r["probabilities"])) for r in results if "error" not in r]
-        print_table(("file", "class", "probability", "next best"), rows, right=(1, 2, 3))
+        rows = [
+            (r["file"], r["label"], f"{max(r['probabilities']):.1%}", r["architecture"])
+            for r in results
+            if "error" not in r
+        ]
+        print_table(("file", "class", "probability", "architecture"), rows, right=(1, 2))
     sys.stdout.flush()
     for result in failed:
         message = result["error"]
         print(f"error: {message if result['file'] in message else result['file'] + ': ' + message}", file=sys.stderr)
     return 2 if failed else 0
-
-
-def _top(probabilities: list[float]) -> tuple[str, str]:
-    ranked = sorted(enumerate(probabilities), key=lambda item: -item[1])
-    following = f"{ranked[1][0]} ({ranked[1][1]:.1%})" if len(ranked) > 1 else "-"
-    return f"{ranked[0][1]:.1%}", following

@@ -36,12 +36,11 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{escape(content)}</text>'
 
 
-def png(image: np.ndarray, scale: int = 1) -> str:
-    """`data:` address of a PNG of `image`, float `[H, W]` or `[H, W, 3]` in [0, 1] (clipped), each pixel `scale` wide."""
+def png(image: np.ndarray) -> str:
+    """`data:` address of a PNG of `image`, float `[H, W]` or `[H, W, 3]` in [0, 1] (clipped)."""
     from PIL import Image
 
     pixels = np.rint(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
-    pixels = pixels.repeat(scale, 0).repeat(scale, 1)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -31,7 +31,10 @@ svg .grid{stroke:var(--line);stroke-width:1;fill:none}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:32px;align-items:start}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(78px,1fr));gap:14px 12px;margin-top:14px}
 .sheet figure{margin:0;text-align:center;font-size:13px;color:var(--dim)}
-.sheet img{width:100%;display:block;border-radius:6px;image-rendering:pixelated;border:1px solid var(--line)}
+.sheet img{width:100%;display:block;border-radius:6px}
+.sheet img+img{margin-top:4px}
+img.pixels{image-rendering:pixelated}
+.sheet figcaption{margin-top:4px}
 .sheet b{color:var(--ink)}.sheet .wrong b{color:var(--bad)}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:15px;margin-top:10px}

@@ -31,8 +31,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Example:
-    """One network on the contact sheet: what it draws, the image it was fitted to (float `[H, W]`, 0 to 1), the truth
-    and the prediction."""
+    """One network on the contact sheet: what it draws at any resolution and the image it was fitted to (floats `[H, W]`,
+    0 to 1), the truth and the prediction."""
 
     rendered: np.ndarray
     image: np.ndarray
@@ -128,20 +128,26 @@ def _sheet(report: Report) -> str:
     cells = []
     for example in report.examples:
         truth, said = report.class_names[example.truth], report.class_names[example.predicted]
-        kind = "" if example.truth == example.predicted else " class='wrong'"
-        tiles = np.concatenate([example.rendered, np.full((len(example.rendered), 1), 0.5), example.image], 1)
-        verdict = f"<b>{escape(said)}</b>" + (f", is {escape(truth)}" if kind else "")
+        wrong = example.truth != example.predicted
+        verdict = f"<b>{escape(said)}</b>" + (f", is {escape(truth)}" if wrong else "")
         cells.append(
-            f"<figure{kind}><img src='{png(tiles, 8)}' alt='network that draws {escape(truth)}'>"
-            f"<figcaption>{verdict}</figcaption></figure>"
+            f"<figure{' class=wrong' if wrong else ''}>{_picture(example.rendered, f'network that draws {truth}')}"
+            f"{_picture(example.image, f'image of {truth}')}<figcaption>{verdict}</figcaption></figure>"
         )
+    height, width = report.examples[0].image.shape
     return f"""<h2>Networks that draw</h2>
 <p>Each network maps a point of the plane to a brightness ({escape(report.architecture)}, {report.parameters:,} parameters).
-On the left of each pair is what the network draws, on the right the image it was fitted to; on average they differ by
-{report.psnr_db:.0f} dB. Below is what the graph network says after reading the network; it is never shown a picture.</p>
+On top is what a network draws when it is asked at many points; below it the image of {width} × {height} pixels that it was
+fitted to, to within {report.psnr_db:.0f} dB. The number is what the graph network says after reading the network. It is
+never shown a picture.</p>
 <div class="sheet">{"".join(cells)}</div>
-<p class="note" style="margin-top:12px">Held-out networks, the same number of each digit, not chosen by result.
-Mistakes are red.</p>"""
+<p class="note" style="margin-top:12px">Held-out networks, {len(report.examples) // len(report.class_names)} of each digit,
+not chosen by result. Mistakes are red.</p>"""
+
+
+def _picture(image: np.ndarray, label: str) -> str:
+    smooth = "" if len(image) > 32 else " class=pixels"
+    return f'<img src="{png(image)}" alt="{escape(label)}"{smooth}>'
 
 
 def _graph(report: Report) -> str:
@@ -189,10 +195,10 @@ def _single(report: Report) -> str:
     single = report.single
     best = int(np.argmax(single.probabilities))
     said, truth = report.class_names[best], report.class_names[single.truth]
-    return f"""<h2>One file, one answer</h2><div class="columns"><div>
+    return f"""<h2>One file, one answer</h2><div class="columns" style="margin-top:10px"><div>
 <p><code>{escape(single.file)}</code> is a held-out network. Read by the graph network it is a
 <b>{escape(said)}</b> ({single.probabilities[best]:.1%}); it draws a {escape(truth)}.</p>
-<img src="{png(single.rendered, 20)}" alt="what the network draws" style="border-radius:8px;image-rendering:pixelated"></div>
+<img src="{png(single.rendered)}" alt="what the network draws" width="192" style="border-radius:8px"></div>
 <div>{draw_bars(single.probabilities, report.class_names, single.truth)}</div></div>"""
 
 
