@@ -19,7 +19,7 @@ from neural_graphs.nn._probes import ProbeFeatures
 from neural_graphs.nn._registry import register_encoder
 
 STD_EPSILON = 1e-5
-NEIGHBOUR_GAIN = 0.5
+NEIGHBOUR_GAIN = 0.2
 """Initial weights on neighbours' statistics, relative to the default initialisation."""
 
 Nodes = dict[int, Tensor]
