@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from neural_graphs import _io
 from neural_graphs.cli import _check, main
+from neural_graphs.cli._parser import load
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.zoo import Zoo
 
@@ -281,3 +283,12 @@ def test_interrupted_zoo_is_continued(
     assert main(command) == 0
     assert len(calls) == 4
     assert Zoo.load("new").complete
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system cannot hold signals back")
+def test_interrupt_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_module.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\nfinished = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        load("slow_module")
+    assert sys.modules.pop("slow_module").finished

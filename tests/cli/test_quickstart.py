@@ -30,6 +30,14 @@ def test_files_and_figures(here: Path) -> None:
     assert results["dataset"]["test"] == 8
 
 
+def test_help_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    defaults = _quickstart.Settings()
+    for name in ("views", "steps", "epochs", "seed"):
+        assert re.search(rf"--{name} N [^-]*\(default: {getattr(defaults, name)}\)", text), name
+
+
 def test_images_are_in_one_split_only(here: Path) -> None:
     zoo = Zoo.load("runs/quickstart/zoo")
     images = {
@@ -82,7 +90,7 @@ def test_interrupted_quickstart_goes_on(
     monkeypatch.chdir(tmp_path)
 
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("advice on this phase alone")
 
     with monkeypatch.context() as patched:
         patched.setattr(_quickstart, phase, interrupt)

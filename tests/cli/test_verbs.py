@@ -158,6 +158,7 @@ def test_bench_passes_its_options_on(
     monkeypatch.setattr(bench, function, measure)
     assert main(command.split()) == 0
     assert {name: given[name] for name in expected} == expected
+    assert given["command"] == f"neural-graphs {command}"
     assert "m                speedup  5.25    0  1" in capsys.readouterr().out
     assert parsed(f"{command} --json", capsys) == [ROW]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from neural_graphs.cli._parser import (
     add_verb,
     default_threads,
     integers,
+    load,
     positive,
     print_json,
     print_table,
@@ -95,6 +94,7 @@ def _add_speed(parser: Parser, out: str) -> None:
 
 
 def _step(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
     from neural_graphs.bench import step
 
     rows = step(
@@ -106,12 +106,13 @@ def _step(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         thread_count=options.threads or default_threads(),
         seed=options.seed,
-        command=_command(),
+        command=options.command,
     )
     return _show(rows, options)
 
 
 def _fit(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
     from neural_graphs.bench import fit
 
     rows = fit(
@@ -123,12 +124,13 @@ def _fit(options: argparse.Namespace) -> int:
         many=options.many,
         few=max(1, options.many // 10),
         seed=options.seed,
-        command=_command(),
+        command=options.command,
     )
     return _show(rows, options)
 
 
 def _inr(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
     from neural_graphs.bench import inr_classification
 
     options.resume_hint = "finished runs are kept, run the same command again to go on"
@@ -140,7 +142,7 @@ def _inr(options: argparse.Namespace) -> int:
         out=options.out,
         runs=options.runs,
         overrides=[f"threads={threads}", *options.overrides],
-        command=_command(),
+        command=options.command,
         **chosen,
     )
     return _show(rows, options)
@@ -152,10 +154,6 @@ def _tables(options: argparse.Namespace) -> int:
     write_tables(options.results, options.page, options.readme)
     print(f"wrote {options.page}" + (f" and the table in {options.readme}" if options.readme else ""))
     return 0
-
-
-def _command() -> str:
-    return shlex.join(["neural-graphs", *sys.argv[1:]])
 
 
 def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:

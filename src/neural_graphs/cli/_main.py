@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
+    options.command = shlex.join(["neural-graphs", *arguments])  # results files say how they were made
     # argparse gives a verb's list of key=value only those before its first option.
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         options.overrides += rest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from neural_graphs.cli._parser import Parser
+from neural_graphs.cli._parser import Parser, load
 from neural_graphs.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add_network(parser: Parser) -> None:
 
 
 def load_network(options: argparse.Namespace) -> NeuralGraph:
+    load("neural_graphs.explore")
     from neural_graphs import explore
 
     kinds = options.activation.split(",") if options.activation else None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -103,8 +105,22 @@ def _read(path: str) -> str:
         return ""
 
 
+def load(*modules: str) -> None:
+    """Import what a verb needs, holding Ctrl-C back meanwhile: an import of torch that is broken off can be swallowed and
+    leave torch half made, so that the verb fails later with an error that means nothing."""
+    held = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if held else set()
+    try:
+        for module in modules:
+            importlib.import_module(module)
+    finally:
+        if held:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def use_threads(options: argparse.Namespace) -> int:
     """Set torch's thread count from `--threads` and return it."""
+    load("torch")
     import torch
 
     threads: int = options.threads or default_threads()

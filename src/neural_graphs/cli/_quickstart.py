@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neural_graphs.cli._parser import add_json, add_threads, add_verb, positive, print_json, use_threads
+from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, positive, print_json, use_threads
 
 if TYPE_CHECKING:
     from neural_graphs.explore import Outcome
@@ -29,9 +29,9 @@ def add(verbs: Any) -> None:
     parser.add_argument("-o", "--out", default="runs/quickstart", metavar="DIR", help="(default: runs/quickstart)")
     parser.add_argument("--force", action="store_true", help="start anew where it has run before")
     parser.add_argument("--size", type=positive, metavar="N", help="number of images (default: all 1,797)")
-    parser.add_argument("--views", type=positive, metavar="N", help="networks per image")
-    parser.add_argument("--steps", type=positive, metavar="N", help="optimiser steps per network")
-    parser.add_argument("--epochs", type=positive, metavar="N", help="training epochs of both methods")
+    parser.add_argument("--views", type=positive, metavar="N", help="networks per image (default: 4)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="optimiser steps per network (default: 300)")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="training epochs of both methods (default: 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
     add_json(parser)
     add_threads(parser)
@@ -39,41 +39,22 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     threads = use_threads(options)
-    from neural_graphs.bench import row, write_results
+    load("neural_graphs.explore", "neural_graphs.bench")
     from neural_graphs.explore import Settings, quickstart
 
-    options.resume_hint = "nothing is lost, run the same command again to go on"
     asked = {name: getattr(options, name) for name in ("size", "views", "steps", "epochs", "seed")}
     settings = Settings(**{name: value for name, value in asked.items() if value is not None})
     # With --json, stdout is for the program that reads it.
     steps = sys.stderr if options.json else sys.stdout
-    outcome = quickstart(
-        Path(options.out), settings, threads, options.force, lambda line: print(line, file=steps, flush=True)
-    )
+    try:
+        outcome = quickstart(
+            Path(options.out), settings, threads, options.force, lambda line: print(line, file=steps, flush=True)
+        )
+    except KeyboardInterrupt:  # the phase that was interrupted has advice on itself alone
+        raise KeyboardInterrupt("interrupted: nothing is lost, run the same command again to go on") from None
     results = outcome.folder / "results.json"
     if not results.is_file():
-        dataset = {
-            "zoo": "digits, networks 2-16-16-1",
-            **outcome.networks,
-            "recipe": f"dws, {settings.steps} steps",
-            "images": "scikit-learn digits",
-            "views": settings.views,
-        }
-        rows = [
-            row(
-                method,
-                "test_accuracy",
-                accuracy,
-                "probes=64" if method == "ng-gnn" else "",
-                parameters=outcome.parameters[method],
-                seconds=round(outcome.train_seconds[method], 1),
-                epochs=settings.epochs,
-            )
-            for method, accuracy in outcome.accuracy.items()
-        ]
-        rows.append(row("chance", "test_accuracy", outcome.chance))
-        rows.append(row("quickstart", "seconds", round(outcome.seconds, 1)))
-        write_results(results, "quickstart", "neural-graphs quickstart", dataset, rows, threads=outcome.threads)
+        _write_results(outcome, results, options.command)
     if options.json:
         print_json(
             {
@@ -86,6 +67,37 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(outcome, results)
     return 0
+
+
+def _write_results(outcome: Outcome, path: Path, command: str) -> None:
+    from neural_graphs.bench import row, write_results
+    from neural_graphs.explore._quickstart import ENCODERS
+
+    settings = outcome.settings
+    dataset = {
+        "zoo": "digits",
+        **outcome.networks,
+        "recipe": "dws",
+        "architecture": outcome.example["architecture"],
+        "steps": settings.steps,
+        "views": settings.views,
+        "split": "by image",
+    }
+    rows = [row("chance", "test_accuracy", outcome.chance), row("quickstart", "seconds", round(outcome.seconds, 1))]
+    for method, accuracy in outcome.accuracy.items():
+        probes = ENCODERS[method].get("probes")
+        rows.append(
+            row(
+                method,
+                "test_accuracy",
+                accuracy,
+                f"probes={probes}" if probes else "",
+                parameters=outcome.parameters[method],
+                seconds=round(outcome.train_seconds[method], 1),
+                epochs=settings.epochs,
+            )
+        )
+    write_results(path, "quickstart", command, dataset, rows, threads=outcome.threads)
 
 
 def _print(outcome: Outcome, results: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from neural_graphs.cli._parser import add_json, add_threads, add_verb, print_json, use_threads
+from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, use_threads
 from neural_graphs.errors import UserError
 
 
@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from dataclasses import replace
 
+    load("neural_graphs.tasks._train")
     from neural_graphs.tasks import train
 
     # The configuration's own thread count counts unless the command line says otherwise.

@@ -12,6 +12,7 @@ from neural_graphs.cli._parser import (
     add_verb,
     default_threads,
     integers,
+    load,
     numbers,
     positive,
     print_json,
@@ -73,6 +74,7 @@ def _add_inr(kinds: Any) -> None:
 
 
 def _make(options: argparse.Namespace) -> int:
+    load("neural_graphs.zoo")
     from neural_graphs.zoo import make_zoo
 
     zoo = make_zoo(
@@ -121,6 +123,7 @@ def _add_import(inner: Any) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    load("neural_graphs.zoo")
     from neural_graphs.zoo import import_zoo
 
     zoo = import_zoo(

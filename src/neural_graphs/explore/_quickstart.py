@@ -152,7 +152,7 @@ class _Run:
             )
         psnr = float(zoo.all.column("psnr_db").mean())
         self.say(
-            f"              {len(zoo):,} networks {zoo.all.sole_architecture}, within {psnr:.0f} dB of their images"
+            f"              {len(zoo):,} networks {zoo.all.sole_architecture}, PSNR {psnr:.0f} dB"
             f"{self._took('fit networks')}"
         )
         return zoo

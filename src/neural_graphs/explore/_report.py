@@ -112,12 +112,16 @@ def _head(report: Report) -> str:
     )
     total = sum(report.images.values())
     return f"""<h1>Reading networks instead of images</h1>
-<p class="lead">{total:,} images of digits were turned into {total * report.views:,} small neural networks, one network per
-image and view. A graph network then learned to tell which digit a network draws, from its weights and its answers at a few
-learned points. It is tested on networks of {report.images["test"]:,} images it never saw.</p>
+<p class="lead">{total:,} images of digits were turned into {total * report.views:,} small neural networks,
+{_per_image(report.views)}. A graph network then learned to tell which digit a network draws, from its weights
+and its answers at a few learned points. It is tested on networks of {report.images["test"]:,} images it never saw.</p>
 <div class="numbers">{cells}</div>
 <p class="note">Accuracy on {report.images["test"] * report.views:,} held-out networks. All methods saw the same
 {report.images["train"] * report.views:,} training networks for the same {best.epochs} epochs.</p>"""
+
+
+def _per_image(views: int) -> str:
+    return "one per image" if views == 1 else f"{views} per image from different random starts"
 
 
 def _threads(report: Report) -> str:
@@ -138,7 +142,7 @@ def _sheet(report: Report) -> str:
     return f"""<h2>Networks that draw</h2>
 <p>Each network maps a point of the plane to a brightness ({escape(report.architecture)}, {report.parameters:,} parameters).
 On top is what a network draws when it is asked at many points; below it the image of {width} × {height} pixels that it was
-fitted to, to within {report.psnr_db:.0f} dB. The number is what the graph network says after reading the network. It is
+fitted to (PSNR {report.psnr_db:.0f} dB). The number is what the graph network says after reading the network. It is
 never shown a picture.</p>
 <div class="sheet">{"".join(cells)}</div>
 <p class="note" style="margin-top:12px">Held-out networks, {len(report.examples) // len(report.class_names)} of each digit,
