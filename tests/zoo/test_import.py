@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
-from neural_graphs.zoo import Zoo, import_zoo
+from neural_graphs.zoo import Zoo, ZooWriter, import_zoo
 
 STACK = Stack.mlp((2, 32, 32, 1), "sine:30", shift=0.5)
 
@@ -224,9 +224,18 @@ def test_not_one_readable_checkpoint(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and not (tmp_path / "harm").exists() and not (tmp_path / "zoo").exists()
 
 
-def test_unfinished_import_starts_over(tmp_path: Path) -> None:
+def test_unfinished_import_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = write_stacked(tmp_path / "nets")
-    import_zoo(tmp_path / "nets", tmp_path / "zoo")
-    again = import_zoo(tmp_path / "nets", tmp_path / "zoo")
-    assert len(again) == 10
-    assert all(torch.equal(weights(again)[name], value) for name, value in state.items())
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZooWriter, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_zoo(tmp_path / "nets", tmp_path / "zoo")
+    assert not Zoo.load(tmp_path / "zoo").complete
+    for _ in range(2):  # the second time, it is opened as it is
+        zoo = import_zoo(tmp_path / "nets", tmp_path / "zoo")
+        assert zoo.complete and len(zoo) == 10
+        assert all(torch.equal(weights(zoo)[name], value) for name, value in state.items())

@@ -238,7 +238,7 @@ def test_kill_in_the_middle_then_resume(tmp_path: Path) -> None:
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 90
         while process.poll() is None and time.monotonic() < deadline:
-            if weights_folder.is_dir() and len(list(weights_folder.glob("a0-*"))) >= wanted:
+            if weights_folder.is_dir() and len(list(weights_folder.glob("a0-*.safetensors"))) >= wanted:
                 process.send_signal(signal.SIGKILL)
                 kills += process.wait() == -signal.SIGKILL
                 break

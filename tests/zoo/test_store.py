@@ -231,7 +231,30 @@ def test_resume_drops_damaged_shards_and_leftovers(tmp_path: Path) -> None:
     (zoo.path / "weights" / ".a0-00002.abc.tmp.safetensors").write_bytes(b"half")
     with ZooWriter(zoo.path, {"a0": SMALL, "a1": DEEP}, META) as writer:
         assert writer.done == {"a0-00000.safetensors", "a1-00000.safetensors"} and len(writer) == 7
-    assert not list(zoo.path.glob("weights/.*"))
+        assert not list(zoo.path.glob("weights/.*"))
+        writer.append("a0", 1, random_networks(SMALL, 5, 9), columns([7, 8, 9, 10, 11]))
+        again = writer.finish()
+    assert again.table.equals(zoo.table) and len(again.all.batch()) == 12
+
+
+def test_reading_while_it_is_being_made(tmp_path: Path) -> None:
+    with ZooWriter(tmp_path / "zoo", {"a0": SMALL}, META) as writer:
+        for number in range(3):
+            tensors = random_networks(SMALL, 2, number)
+            writer.append("a0", number, tensors, columns([2 * number, 2 * number + 1]))
+            zoo = Zoo.load(tmp_path / "zoo")
+            assert len(zoo) == 2 * number + 2 and not zoo.complete
+            assert torch.equal(zoo.all.state_dicts([2 * number])[0][2]["seq.0.bias"][0], tensors["seq.0.bias"][0])
+        assert writer.finish().table.equals(zoo.table)
+    assert sorted(file.suffix for file in tmp_path.glob("zoo/**/*.*")) == [".json", ".parquet", *[".safetensors"] * 3]
+
+
+def test_tables_of_shards_with_other_columns(tmp_path: Path) -> None:
+    with ZooWriter(tmp_path / "zoo", {"a0": SMALL}, META) as writer:
+        writer.append("a0", 0, random_networks(SMALL, 1, 0), columns([0]))
+        writer.append("a0", 1, random_networks(SMALL, 1, 1), columns([1]) | {"label": np.array(["cat"], dtype=object)})
+        with pytest.raises(UserError, match="different columns"):
+            writer.finish()
 
 
 def test_full_disk_keeps_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,8 +39,9 @@ def fit(
 
     Rows (method ``bulk fit``): ``speedup`` (the loop's seconds per network and step over ours; the loop gets the number of
     threads, 1 or ``thread_count``, at which it is faster), ``inr_steps_per_second``, ``matmul_share`` (our FLOP/s over those
-    of a large matrix product on the same threads), ``gflops``, and ``memory_ratio``: peak memory of making a zoo of
-    ``many`` networks over that of one of ``few``, each in a fresh process. Method ``loop``: ``inr_steps_per_second``.
+    of a large matrix product on the same threads), ``gflops``, and ``memory_ratio``: peak memory, beyond the
+    libraries', of making a zoo of ``many`` networks over that of one of ``few``, each in a fresh process, and
+    ``memory_growth_mb``, their difference. Method ``loop``: ``inr_steps_per_second``.
 
     FLOPs are those of the matrix products alone: per network and step 2 K (3 Σ n_l n_{l+1} - n_0 n_1) for K pixels and
     layer widths n_l: forward, gradient of the weights and, but for the first layer, gradient of its inputs.
@@ -68,7 +69,7 @@ def fit(
         for size in (few, many):
             memory[size] = peak_memory(f"{__name__}:zoo_work", count, networks=size, side=side, workers=count) / MIB
             bar.advance()
-    variant = f"threads={count}"
+    variant, sizes = f"threads={count}", f"{many} networks against {few}"
     rate = max(rates)
     ours_rate = [networks * steps / s for s in ours]
     loop_rate = [sample * steps / s for s in twin]
@@ -78,13 +79,8 @@ def fit(
         row("bulk fit", "inr_steps_per_second", ours_rate, variant),
         row("bulk fit", "matmul_share", [r * flops / rate for r in ours_rate], variant, matmul_gflops=rate / 1e9),
         row("bulk fit", "gflops", [r * flops / 1e9 for r in ours_rate], variant, flops=flops),
-        row(
-            "bulk fit",
-            "memory_ratio",
-            memory[many] / memory[few],
-            f"{many} networks / {few} networks",
-            peak_memory_mb=memory[many],
-        ),
+        row("bulk fit", "memory_ratio", memory[many] / memory[few], sizes, peak_memory_mb=memory[many]),
+        row("bulk fit", "memory_growth_mb", memory[many] - memory[few], sizes),
         row("loop", "inr_steps_per_second", loop_rate, f"threads={loop_threads}"),
     ]
     rows[0]["median"] = median_ratio([s / sample for s in twin], [s / networks for s in ours])

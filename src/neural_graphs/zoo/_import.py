@@ -64,7 +64,8 @@ def import_zoo(
 
     Args:
         path: folder to read.
-        out: folder to write, ``<name of path>-zoo`` in the working directory by default; an unfinished import starts over.
+        out: folder to write, ``<name of path>-zoo`` in the working directory by default. A finished import of the same
+            folder is opened as it is, an unfinished one starts over.
         kind: see above.
         recipe: how the networks were fitted; gives ``activation``, ``shift`` and the range of the pixels.
         activation: hidden non-linearity, in place of the recipe's.
@@ -101,6 +102,8 @@ def import_zoo(
     }
     skipped = 0
     with ZooWriter(target, {"a0": reader.stack}, meta) as writer:
+        if writer.complete:
+            return Zoo.load(target)
         writer.start_over()
         with progress("importing networks", len(reader)) as bar:
             for number, part in enumerate(_whole(reader.shards())):

@@ -7,11 +7,12 @@ in the processor's cache; every chunk runs on one thread, several chunks side by
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 
 import numpy as np
@@ -255,13 +256,15 @@ def fit_networks(
     targets: Tensor,
     options: FitOptions | None = None,
     on_progress: Callable[[int], None] | None = None,
+    pool: ThreadPoolExecutor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Fits n networks of one architecture to n signals.
 
     ``params`` holds the initial weights ``{name: [n, *shape]}``, ``coords`` the inputs ``[K, d]`` that all share,
     ``targets`` the signals ``[n, C, K]``; all of one dtype (float32 or float64). Returns the fitted weights (same names
     and shapes) and the mean squared error of each network ``[n]``. ``on_progress`` is told the number of networks
-    finished since the last call. KeyboardInterrupt stops after the step in work.
+    finished since the last call. KeyboardInterrupt stops after the step in work. Callers that fit again and again pass a
+    ``worker_pool``: new threads each time would leave their memory behind.
     """
     options = options or FitOptions()
     check_fittable(stack)
@@ -283,30 +286,37 @@ def fit_networks(
         return rows.stop - rows.start
 
     slices = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-    threads = options.threads or os.cpu_count() or 1
-    workers = max(1, min(threads, len(slices))) if torch.device(options.device).type == "cpu" else 1
-    for done in _run_all(fit, slices, workers, stop):
-        if on_progress:
-            on_progress(done)
+    with contextlib.nullcontext(pool) if pool else worker_pool(options) as threads:
+        for done in _run_all(fit, slices, threads, stop):
+            if on_progress:
+                on_progress(done)
     return fitted, errors
 
 
-def _run_all(fit: Callable[[slice], int], slices: list[slice], workers: int, stop: threading.Event) -> Iterator[int]:
-    """Runs ``fit`` on every slice in ``workers`` threads and yields results as they come; stops them on any exception."""
+def worker_pool(options: FitOptions) -> ThreadPoolExecutor:
+    """The threads that fit chunks side by side; one on an accelerator."""
+    if torch.device(options.device).type != "cpu":
+        return ThreadPoolExecutor(1)
+    return ThreadPoolExecutor(options.threads or os.cpu_count() or 1)
+
+
+def _run_all(
+    fit: Callable[[slice], int], slices: list[slice], pool: ThreadPoolExecutor, stop: threading.Event
+) -> Iterator[int]:
+    """Runs ``fit`` on every slice and yields results as they come; on any exception stops them all and waits for them."""
     outside = torch.get_num_threads()
-    with torch.no_grad(), ThreadPoolExecutor(workers) as pool:
-        try:
-            pending = {pool.submit(torch.no_grad()(fit), rows) for rows in slices}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        finally:
-            torch.set_num_threads(outside)
+    every = [pool.submit(torch.no_grad()(fit), rows) for rows in slices]
+    try:
+        for future in as_completed(every):
+            yield future.result()
+    except BaseException:
+        stop.set()
+        for future in every:
+            future.cancel()
+        wait(every)
+        raise
+    finally:
+        torch.set_num_threads(outside)
 
 
 def psnr(mse: Tensor, value_range: float = 1.0) -> Tensor:

@@ -23,6 +23,7 @@ from neural_graphs.zoo._inr import (
     initial_parameters,
     pixel_grid,
     psnr,
+    worker_pool,
 )
 from neural_graphs.zoo._plan import Plan, make_plan
 from neural_graphs.zoo._recipes import Recipe, diverse_stacks, find_recipe
@@ -191,7 +192,7 @@ def _fit_missing(
     done = writer.done
     missing = [shard for shard in _shards(architecture_of, shard_size) if shard_name(*shard[:2]) not in done]
     begun, fitted = time.monotonic(), 0
-    with progress("fitting INRs", sum(len(networks) for _, _, networks in missing)) as bar:
+    with worker_pool(options) as pool, progress("fitting INRs", sum(len(shard[2]) for shard in missing)) as bar:
 
         def advance(count: int) -> None:
             nonlocal fitted
@@ -204,7 +205,7 @@ def _fit_missing(
             pixels = torch.from_numpy(plan.pixels(networks)).flatten(1, 2).transpose(1, 2)
             targets = (low + (high - low) * pixels).contiguous()
             start = initial_parameters(stack, recipe.init, seed, networks)
-            weights, errors = fit_networks(stack, start, coords, targets, options, advance)
+            weights, errors = fit_networks(stack, start, coords, targets, options, advance, pool)
             if not bool(torch.isfinite(errors).all()):
                 network = int(networks[int((~torch.isfinite(errors)).nonzero()[0, 0])])
                 raise RunError(f"the fit of network {network} ({stack}) diverged: use a smaller learning rate")

@@ -283,20 +283,43 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
+def fragments(folder: Path) -> list[Path]:
+    """Tables of single shards, of a zoo that is not finished."""
+    return sorted((folder / WEIGHTS).glob("*.parquet"))
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether any network of the zoo is finished."""
+    return (folder / TABLE).is_file() or bool(fragments(folder))
+
+
 def read_table(folder: Path) -> pa.Table:
-    """``networks.parquet``, checked for the columns that locate networks, ordered by network number."""
-    path = folder / TABLE
-    if not path.is_file():
+    """The table of networks, from ``networks.parquet`` and, while the zoo is being made, the tables of single shards.
+
+    Checked for the columns that locate networks, and ordered by network number.
+    """
+    if not is_begun(folder):
         raise UserError(f"{folder} has no {TABLE}: no network of this zoo is finished")
+    whole = [_read_parquet(folder / TABLE)] if (folder / TABLE).is_file() else []
+    known = set(whole[0]["shard"].unique().to_pylist()) if whole else set()
+    parts = [_read_parquet(path) for path in fragments(folder) if path.with_suffix(".safetensors").name not in known]
     try:
-        # Read outright, not memory-mapped: making a zoo replaces this file while others may be reading it.
+        table = pa.concat_tables([*whole, *parts])
+    except pa.ArrowInvalid:
+        raise UserError(f"the tables in {folder} have different columns: make the zoo again in a new folder") from None
+    return table.sort_by("network")
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        # Read outright, not memory-mapped: making a zoo replaces files while others may be reading them.
         table = pq.read_table(path, memory_map=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}; it may be truncated") from None
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: it is no table of a zoo")
-    return table.sort_by("network")
+    return table
 
 
 def open_shard(path: Path, stack: Stack) -> dict[str, Tensor]:

@@ -6,12 +6,13 @@ import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
@@ -21,7 +22,18 @@ from neural_graphs import __version__
 from neural_graphs._io import atomic_write, write_json
 from neural_graphs.errors import UserError
 from neural_graphs.graph._stack import Stack
-from neural_graphs.zoo._store import FORMAT, META, TABLE, WEIGHTS, Zoo, open_shard, read_meta, read_table
+from neural_graphs.zoo._store import (
+    FORMAT,
+    META,
+    TABLE,
+    WEIGHTS,
+    Zoo,
+    fragments,
+    is_begun,
+    open_shard,
+    read_meta,
+    read_table,
+)
 
 LOCK = ".lock"
 
@@ -30,8 +42,9 @@ class ZooWriter:
     """Appends shards to a zoo folder, new or half made.
 
     Use as a context manager. ``meta["request"]`` identifies the work: an existing folder is continued only when it was
-    begun with an equal request. Every shard, then the table that lists it, is written under a temporary name and moved into
-    place; a shard that the table does not list does not exist.
+    begun with an equal request. Every shard, then a table of its networks beside it, is written under a temporary name and
+    moved into place; a shard without its table does not exist. ``finish`` joins the tables into one, so that neither memory
+    nor time per shard grows with the zoo.
 
     Raises:
         UserError: the folder holds something else, another zoo, or is being written by another process.
@@ -56,7 +69,7 @@ class ZooWriter:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "complete": False,
         }
-        self._rows: list[pa.Table] = []
+        self._counts: dict[str, int] = {}  # finished shard -> its networks
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> ZooWriter:
@@ -99,30 +112,43 @@ class ZooWriter:
         self.meta = there
         for leftover in (*self.path.glob(".*.tmp*"), *self.path.glob(f"{WEIGHTS}/.*.tmp*")):
             leftover.unlink(missing_ok=True)  # of a process that was killed while it wrote
-        if (self.path / TABLE).is_file():
-            self._rows = list(self._intact(read_table(self.path)))
-
-    def _intact(self, table: pa.Table) -> Iterator[pa.Table]:
-        """The table's rows shard by shard, without shards that have been damaged since: those are made again."""
+        if not is_begun(self.path):
+            return
+        table = read_table(self.path)
         for shard in table["shard"].unique().to_pylist():
-            rows = table.filter(pa.compute.equal(table["shard"], shard))
-            with contextlib.suppress(UserError):
-                tensors = open_shard(self.path / WEIGHTS / shard, self.architectures[rows["architecture"][0].as_py()])
-                if len(next(iter(tensors.values()))) == rows.num_rows:
-                    yield rows
+            rows = table.filter(pc.equal(table["shard"], shard))
+            if self._intact(shard, rows["architecture"][0].as_py(), rows.num_rows):
+                self._counts[shard] = rows.num_rows
+
+    def _intact(self, shard: str, architecture: str, count: int) -> bool:
+        """Whether a shard that was finished still is: a damaged one is made again."""
+        try:
+            tensors = open_shard(self.path / WEIGHTS / shard, self.architectures[architecture])
+        except (UserError, KeyError):
+            return False
+        return len(next(iter(tensors.values()))) == count
 
     def start_over(self) -> None:
-        """Forget the networks that an earlier run wrote."""
-        self._rows = []
+        """Remove the networks that an earlier run wrote."""
+        self._counts = {}
+        self.meta["complete"] = False
+        write_json(self.path / META, self.meta)
+        for file in (self.path / TABLE, *fragments(self.path), *(self.path / WEIGHTS).glob("*.safetensors")):
+            file.unlink(missing_ok=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run has finished the zoo."""
+        return bool(self.meta["complete"])
 
     @property
     def done(self) -> set[str]:
         """File names of the shards that are finished."""
-        return {rows["shard"][0].as_py() for rows in self._rows}
+        return set(self._counts)
 
     def __len__(self) -> int:
         """Networks written so far."""
-        return sum(rows.num_rows for rows in self._rows)
+        return sum(self._counts.values())
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -150,21 +176,21 @@ class ZooWriter:
             "row": np.arange(count, dtype=np.int64),
             **{name: value for name, value in columns.items() if name != "network"},
         }
-        self._rows.append(pa.table(rows))
-        self._write_table()
-
-    def _write_table(self) -> None:
-        table = pa.concat_tables(self._rows).sort_by("network")
-        with atomic_write(self.path / TABLE) as temporary:
-            pq.write_table(table, temporary)
+        with atomic_write((self.path / WEIGHTS / shard).with_suffix(".parquet")) as temporary:
+            pq.write_table(pa.table(rows), temporary)
+        self._counts[shard] = count
 
     def finish(self) -> Zoo:
         """Mark the zoo as complete and open it."""
-        if not self._rows:
+        if not self._counts:
             raise UserError(f"{self.path}: no networks to write")
-        self._write_table()
+        table = read_table(self.path)
+        with atomic_write(self.path / TABLE) as temporary:
+            pq.write_table(table.filter(pc.is_in(table["shard"], pa.array(self._counts))), temporary)
         self.meta["complete"] = True
         write_json(self.path / META, self.meta)
+        for fragment in fragments(self.path):
+            fragment.unlink()
         return Zoo.load(self.path)
 
 
