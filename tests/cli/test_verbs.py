@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neural_graphs import bench
-from neural_graphs.cli import _parser, main
-from neural_graphs.cli._parser import default_threads
+from neural_graphs import _threads, bench
+from neural_graphs._threads import default_threads
+from neural_graphs.cli import main
 
 RUN, ZOO, EXAMPLE = "runs/quickstart/ng-gnn", "runs/quickstart/zoo", "runs/quickstart/example.safetensors"
 
@@ -179,7 +179,7 @@ def test_threads_are_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}" for i in range(8)}
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(_parser, "_read", lambda path: files.get(path, ""))
+    monkeypatch.setattr(_threads, "_read", lambda path: files.get(path, ""))
     assert default_threads() == 4
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 4}, raising=False)
     assert default_threads() == 2

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from neural_graphs._threads import default_threads
 from neural_graphs.cli._parser import (
     Parser,
     add_json,
     add_threads,
     add_verb,
-    default_threads,
     integers,
     load,
     positive,

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from neural_graphs._threads import default_threads
 from neural_graphs.cli._parser import (
     add_json,
     add_threads,
     add_verb,
-    default_threads,
     integers,
     load,
     numbers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"cannot read {path}: {_first_line(error)}; it may be truncated") from None
     elif path.suffix in PICKLES:
-        found = _load_pickle(path)
+        found = load_checkpoint(path)
     else:
         raise UserError(f"{path}: unknown kind of network file; give one of .safetensors, {', '.join(PICKLES)}")
     return _state_dict(found, path)
@@ -52,9 +53,12 @@ def check_finite(state_dict: Mapping[str, Tensor]) -> None:
             raise UserError(f"the network has NaN or infinite values in {name}")
 
 
-def _load_pickle(path: Path) -> Any:
+def load_checkpoint(path: Path) -> Any:
+    """What a PyTorch file holds, on the CPU: tensors and plain containers, else ``UserError``; nothing in it is run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; only what is returned matters here
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a malformed pickle raises anything at all
         reason = str(error)
         if "weights_only" in reason or "Unsupported" in reason:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -161,19 +162,20 @@ class NGGNN(Encoder):
         self.register_buffer("average_log_degree", torch.tensor(math.log(33.0)))
 
     def fit_normalization(self, graphs: Iterable[NeuralGraph]) -> None:
-        kept = list(graphs)
-        super().fit_normalization(kept)
-        logs, count = 0.0, 0
-        for graph in kept:
-            degrees = torch.cat(
-                [
-                    torch.full((nodes.size,), float(d))
-                    for nodes, d in zip(graph.spec.node_sets, self._degrees(graph.spec), strict=True)
-                ]
-            )
-            logs += float(torch.log1p(degrees).sum()) * graph.batch_size
-            count += len(degrees) * graph.batch_size
-        self.average_log_degree.fill_(logs / count)
+        networks: Counter[GraphSpec] = Counter()
+
+        def counted() -> Iterator[NeuralGraph]:
+            for graph in graphs:
+                networks[graph.spec] += graph.batch_size
+                yield graph
+
+        super().fit_normalization(counted())
+        logs, nodes = 0.0, 0
+        for spec, count in networks.items():
+            for node_set, degree in zip(spec.node_sets, self._degrees(spec), strict=True):
+                logs += count * node_set.size * math.log1p(degree)
+                nodes += count * node_set.size
+        self.average_log_degree.fill_(logs / nodes)
 
     def check_readable(self, graph: NeuralGraph) -> None:
         spec = graph.spec

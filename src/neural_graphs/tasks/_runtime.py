@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neural_graphs._threads import default_threads
+
 if TYPE_CHECKING:
     from neural_graphs.nn import Encoder
     from neural_graphs.tasks._config import TrainConfig
@@ -19,23 +20,13 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run the block on ``count`` CPU threads; 0: one per physical core that this process may use, or fewer where torch was
-    told so (``OMP_NUM_THREADS``). Two threads on one core only wait for each other's arithmetic units."""
+    """Run the block on ``count`` CPU threads; 0: ``default_threads()``."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count or min(before, physical_cores()))
+    torch.set_num_threads(count or default_threads())
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def physical_cores() -> int:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        import psutil  # comes with accelerate
-    except ImportError:
-        return allowed
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 @contextlib.contextmanager

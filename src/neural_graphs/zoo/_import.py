@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from torch import Tensor
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack, stack_from_shapes
+from neural_graphs.graph._files import load_checkpoint
 from neural_graphs.zoo._recipes import RECIPES
 from neural_graphs.zoo._store import SPLITS, Zoo
 from neural_graphs.zoo._writer import ZooWriter
@@ -328,16 +327,7 @@ def _load_checkpoint(path: Path) -> tuple[dict[str, Tensor], int | None]:
     Raises:
         UserError: one line for whatever is wrong with the file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; only what is returned matters here
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PermissionError) as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} holds more than plain tensors, or is no checkpoint") from None
-    except Exception:  # a broken file makes torch raise nearly anything
-        raise UserError(f"{path} is damaged or no checkpoint") from None
+    content = load_checkpoint(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no state dict")
     label = content.get("label")
