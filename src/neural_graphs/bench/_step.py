@@ -36,6 +36,7 @@ def step(
     width: int = 64,
     layers: int = 4,
     probes: int = 0,
+    precision: str = "fp32",
     rounds: int = 7,
     thread_count: int | None = 2,
     seed: int = 0,
@@ -47,28 +48,31 @@ def step(
     (our peak memory over the twin's, each in a fresh process), ``matmul_share`` (FLOP/s of our step over those of a large
     matrix product on the same threads), ``gflops``, and ``step_seconds`` and ``peak_memory_mb`` of both. FLOPs are those
     of the matrix products that our step runs, recomputation included, 2mnk each, nothing else. Written to ``out`` unless
-    it is None. A CPU benchmark; a busy machine moves both sides of every ratio.
+    it is None. ``precision="bf16"`` keeps our edges in bfloat16, beside the twin in float32; the matrix product to compare
+    with is then a bfloat16 one. A CPU benchmark; a busy machine moves both sides of every ratio.
     """
-    shape = {"batch": batch, "width": width, "layers": layers, "probes": probes, "seed": seed}
+    shape: dict[str, Any] = {"batch": batch, "width": width, "layers": layers, "probes": probes, "seed": seed}
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     with threads(thread_count) as count, progress("bench step", rounds + 4) as bar:
-        ours, twin = training_step(twin=False, **shape), training_step(twin=True, **shape)
+        ours, twin = training_step(twin=False, precision=precision, **shape), training_step(twin=True, **shape)
         flops = count_flops(ours)
         bar.advance()
         fast, slow = [], []
-        rates = [matmul_rate()]
+        rates = [matmul_rate(dtype=dtype)]
         for _ in range(rounds):
             ours_seconds, twin_seconds = alternate(ours, twin, 1)
             fast += ours_seconds
             slow += twin_seconds
-            rates.append(matmul_rate(repeats=3))
+            rates.append(matmul_rate(repeats=3, dtype=dtype))
             bar.advance()
         memory = {}
         for name, is_twin in (("ours", False), ("twin", True)):
-            memory[name] = peak_memory(f"{__name__}:training_step", count, twin=is_twin, **shape) / MIB
+            kept = "fp32" if is_twin else precision
+            memory[name] = peak_memory(f"{__name__}:training_step", count, twin=is_twin, precision=kept, **shape) / MIB
             bar.advance()
         bandwidth = memory_bandwidth()
         bar.advance()
-    variant = f"probes={probes}"
+    variant = f"probes={probes}" + (" bf16" if precision == "bf16" else "")
     gflops = [flops / s / 1e9 for s in fast]
     rate = max(rates)
     rows = [
@@ -77,7 +81,7 @@ def step(
         row("ng-gnn", "matmul_share", [g * 1e9 / rate for g in gflops], variant, matmul_gflops=rate / 1e9),
         row("ng-gnn", "gflops", gflops, variant, flops=flops),
         row("ng-gnn", "step_seconds", fast, variant, peak_memory_mb=memory["ours"]),
-        row("edge-list twin", "step_seconds", slow, variant, peak_memory_mb=memory["twin"]),
+        row("edge-list twin", "step_seconds", slow, f"probes={probes}", peak_memory_mb=memory["twin"]),
         row("machine", "bandwidth_gb_per_second", bandwidth / 1e9),
     ]
     rows[0]["median"] = median_ratio(slow, fast)
@@ -106,12 +110,14 @@ def training_step(
     probes: int = 0,
     seed: int = 0,
     dropout: float = 0.2,
+    precision: str = "fp32",
     twin: bool = False,
 ) -> Callable[[], Tensor]:
     """A function that makes one training step of a classifier and returns its loss; warmed up on two networks."""
     torch.manual_seed(seed)
     encoder = create_encoder("ng-gnn", width=width, layers=layers, probes=probes, dropout=dropout)
     assert isinstance(encoder, NGGNN)
+    encoder.edge_dtype = torch.bfloat16 if precision == "bf16" else None
     head = GraphHead(width, 1, CLASSES)
     graphs, labels = siren_batch(batch, seed)
     encoder.fit_normalization(graphs.buckets)

@@ -35,6 +35,7 @@ def add(verbs: Any) -> None:
     step.add_argument("--width", type=positive, default=64, metavar="N", help="of the encoder (default: 64)")
     step.add_argument("--layers", type=positive, default=4, metavar="N", help="of the encoder (default: 4)")
     step.add_argument("--probes", type=int, default=0, metavar="N", help="probe features (default: 0)")
+    step.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our edges (default: fp32)")
 
     fit = add_verb(
         inner,
@@ -103,6 +104,7 @@ def _step(options: argparse.Namespace) -> int:
         width=options.width,
         layers=options.layers,
         probes=options.probes,
+        precision=options.precision,
         rounds=options.rounds,
         thread_count=options.threads or default_threads(),
         seed=options.seed,
