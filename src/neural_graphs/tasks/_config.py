@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up.
+    """AdamW with linear warm-up. The defaults suit small zoos and few steps; the preset ``inr-paper`` has the paper's.
 
     Args:
         epochs: passes over the training networks.
@@ -34,14 +34,14 @@ class OptimConfig:
         clip: largest norm of the gradient; 0 does not clip.
     """
 
-    epochs: int = 50
-    batch_size: int = 128
-    lr: float = 1e-3
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 3e-3
     weight_decay: float = 5e-4
-    amsgrad: bool = True
-    warmup_steps: int = 1000
-    schedule: Literal["constant", "cosine"] = "constant"
-    clip: float = 10.0
+    amsgrad: bool = False
+    warmup_steps: int = 100
+    schedule: Literal["constant", "cosine"] = "cosine"
+    clip: float = 1.0
 
 
 @dataclass(frozen=True)
