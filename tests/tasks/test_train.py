@@ -134,7 +134,7 @@ def test_cosine_and_step_validation_and_patience(zoo: Zoo, tmp_path: Path, confi
     assert [row["step"] for row in cosine.history] == [5, 10, 12]
     rates = [row["lr"] for row in cosine.history]
     assert rates[0] > rates[1] > rates[2] > 0
-    stopped = train(config(zoo, tmp_path / "b", epochs=50, lr=1e-9, patience=2), quiet=True)
+    stopped = train(config(zoo, tmp_path / "b", epochs=50, lr=1e-30, patience=2), quiet=True)
     assert len(stopped.history) < 50
     best = stopped.history.index(next(row for row in stopped.history if row["epoch"] == stopped.best_epoch))
     assert len(stopped.history) == best + 3
