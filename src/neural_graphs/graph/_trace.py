@@ -69,7 +69,10 @@ def stack_from_module(module: nn.Module) -> Stack:
         elif isinstance(child, nn.MaxPool2d) and _plain_max_pool(child):
             _set_pool(layers, name, f"max:{child.kernel_size}")
         elif not isinstance(child, nn.Dropout):
-            raise UserError(f"{name} ({type(child).__name__}) has no place in a plain stack")
+            raise UserError(
+                f"{name} ({type(child).__name__}) has no place in a plain stack; a sine is known as "
+                "neural_graphs.graph.Activation.parse('sine:30').module()"
+            )
     if not layers:
         raise UserError("this module has no Linear or Conv2d layer")
     return Stack(tuple(layers))
