@@ -17,7 +17,7 @@ import torch
 
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.graph import Stack
-from neural_graphs.zoo import ImageSet, Zoo, make_zoo
+from neural_graphs.zoo import ImageSet, Zoo, make_zoo, zoo_info
 from neural_graphs.zoo._make import _assign, _shards
 from neural_graphs.zoo._plan import _balanced, make_plan
 
@@ -254,6 +254,14 @@ def test_kill_in_the_middle_then_resume(tmp_path: Path) -> None:
     whole = make_zoo(tmp_path / "whole", widths=(16, 16), **options)
     assert resumed.complete and files(tmp_path / "killed") == files(tmp_path / "whole")
     assert_same_networks(resumed, whole)
+
+
+def test_half_written_files_of_a_killed_run_do_not_disturb_reading(tmp_path: Path) -> None:
+    make_zoo(tmp_path / "zoo", **TINY)
+    before = zoo_info(Zoo.load(tmp_path / "zoo"))
+    for name in (".a0-00000.0123456789ab.tmp.parquet", ".a0-00000.0123456789ab.tmp.safetensors"):
+        (tmp_path / "zoo" / "weights" / name).write_bytes(b"half")
+    assert zoo_info(Zoo.load(tmp_path / "zoo")) == before
 
 
 def test_diverged_fit_is_reported(tmp_path: Path) -> None:

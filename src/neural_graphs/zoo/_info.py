@@ -38,7 +38,7 @@ def zoo_info(zoo: Zoo) -> dict[str, Any]:
             for kind, count in zip(kinds, counts, strict=True)
         ],
         "columns": zoo.table.column_names,
-        "bytes": sum(file.stat().st_size for file in (zoo.path / WEIGHTS).glob("*.safetensors")),
+        "bytes": sum(file.stat().st_size for file in (zoo.path / WEIGHTS).glob("[!.]*.safetensors")),
         "recipe": zoo.meta.get("recipe", {}),
         "seed": zoo.meta.get("seed"),
         "source": zoo.meta.get("source", {}),

@@ -285,7 +285,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 def fragments(folder: Path) -> list[Path]:
     """Tables of single shards, of a zoo that is not finished."""
-    return sorted((folder / WEIGHTS).glob("*.parquet"))
+    return sorted((folder / WEIGHTS).glob("[!.]*.parquet"))
 
 
 def is_begun(folder: Path) -> bool:

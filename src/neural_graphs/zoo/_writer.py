@@ -133,7 +133,7 @@ class ZooWriter:
         self._counts = {}
         self.meta["complete"] = False
         write_json(self.path / META, self.meta)
-        for file in (self.path / TABLE, *fragments(self.path), *(self.path / WEIGHTS).glob("*.safetensors")):
+        for file in (self.path / TABLE, *fragments(self.path), *(self.path / WEIGHTS).glob("[!.]*.safetensors")):
             file.unlink(missing_ok=True)
 
     @property
