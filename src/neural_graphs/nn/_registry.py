@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,9 @@ def create_encoder(name: str, **kwargs: Any) -> Encoder:
     """Build a registered encoder; ``kwargs`` are its constructor's. Raises ``UserError`` for unknown names or arguments."""
     if name not in _ENCODERS:
         raise UserError(f"unknown encoder {name!r}: choose one of {', '.join(list_encoders())}")
+    valid = inspect.signature(_ENCODERS[name]).parameters
+    if unknown := sorted(set(kwargs) - set(valid)):
+        raise UserError(f"encoder {name} has no argument {unknown[0]!r}: it has {', '.join(valid)}")
     try:
         encoder = _ENCODERS[name](**kwargs)
     except TypeError as error:
