@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
 from neural_graphs.nn import _edges, create_encoder, list_encoders
 from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph
@@ -141,8 +140,3 @@ def test_what_is_not_read_changes_nothing(name: str, build: Any, stack: Stack) -
         kept = [s for s, x in enumerate(part.nodes[0]) if x is not None]
         assert kept == ([len(stack.layers)] if reads == "outputs" else list(range(len(stack.layers) + 1)))
         assert all(close(part.nodes[0][s], full.nodes[0][s]) for s in kept)
-
-
-def test_unknown_argument_is_named_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="encoder mlp has no argument 'wide': it has parameters, width"):
-        create_encoder("mlp", wide=3)

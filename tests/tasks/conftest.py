@@ -65,7 +65,9 @@ def configure(zoo: Zoo, out: Path, **changes: Any) -> TrainConfig:
         zoo=str(zoo.path),
         out=str(out),
         encoder={"name": "ng-gnn", "width": 8, "layers": 2, "fourier": 0, "dropout": 0.1},
-        optimizer=OptimConfig(epochs=4, batch_size=16, lr=1e-2, warmup_steps=4, amsgrad=True, schedule="constant", clip=10.0),
+        optimizer=OptimConfig(
+            epochs=4, batch_size=16, lr=1e-2, warmup_steps=4, amsgrad=True, schedule="constant", clip=10.0
+        ),
         threads=1,
     )
     optimizer = {key: changes.pop(key) for key in list(changes) if hasattr(base.optimizer, key)}
