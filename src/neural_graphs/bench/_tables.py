@@ -15,13 +15,17 @@ START, END = "<!-- results -->", "<!-- /results -->"
 
 TITLES = {
     "inr-mnist": "Classifying MNIST INRs",
+    "quickstart": "The quickstart: networks of scikit-learn's digits",
     "step": "A training step against the textbook implementation",
     "fit": "Fitting INRs in bulk against a loop",
 }
 
 NOTES = {
+    "quickstart": "Accuracy on networks of images never seen, one seed, and the seconds of the whole run. Both methods train on "
+    "the same networks for the same number of epochs, with the same augmentation.",
     "inr-mnist": "Test accuracy of the model that was best on validation, on networks of images that no training network "
-    "shows; mean and standard deviation over seeds. `mlp` reads the raw weights.",
+    "shows; mean and standard deviation over seeds. `mlp` reads the raw weights. For orientation, and not the same work: on "
+    "55,000 training networks and 200 epochs Kofinas et al. (2024) report 91.4 % without and 94.7 % with 64 probes.",
     "step": "Forward, backward and AdamW step of a classifier; twin and library in turn in one process, ratios round by "
     "round. The twin is the edge-list implementation: dense `[B, N, N, d]` embedding, gather, concatenate, scatter. "
     "`matmul_share` is the FLOP/s of the step's matrix products over those of a large matrix product in the same run.",
