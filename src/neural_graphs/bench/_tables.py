@@ -21,8 +21,8 @@ TITLES = {
 }
 
 NOTES = {
-    "quickstart": "Accuracy on networks of images never seen, one seed, and the seconds of the whole run. Both methods train "
-    "on the same networks for the same number of epochs, with the same augmentation.",
+    "quickstart": "Accuracy on networks of images never seen, one seed, and the seconds of the whole run. Both methods "
+    "train on the same networks for the same number of epochs, with the same augmentation.",
     "inr-mnist": "Test accuracy of the model that was best on validation, on networks of images that no training network "
     "shows; mean and standard deviation over seeds. `mlp` reads the raw weights. For orientation, and not the same work: on "
     "55,000 training networks and 200 epochs Kofinas et al. (2024) report 91.4 % without and 94.7 % with 64 probes.",
