@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
-        """Of the whole run, over all its sessions if it was interrupted."""
+        """Of the whole run, over all its parts if it was interrupted."""
         return sum(self.phases.values())
 
     @property

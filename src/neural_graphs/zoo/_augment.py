@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import overload
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,33 +16,11 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph
 
+Graphs = TypeVar("Graphs", NeuralGraph, GraphBatch)
 
-@overload
+
 def augment(
-    batch: NeuralGraph,
-    generator: torch.Generator,
-    *,
-    translation: float = ...,
-    rotation: float = ...,
-    scaling: float = ...,
-    noise: float = ...,
-    dropout: float = ...,
-    exact_translation: bool = ...,
-) -> NeuralGraph: ...
-@overload
-def augment(
-    batch: GraphBatch,
-    generator: torch.Generator,
-    *,
-    translation: float = ...,
-    rotation: float = ...,
-    scaling: float = ...,
-    noise: float = ...,
-    dropout: float = ...,
-    exact_translation: bool = ...,
-) -> GraphBatch: ...
-def augment(
-    batch: NeuralGraph | GraphBatch,
+    batch: Graphs,
     generator: torch.Generator,
     *,
     translation: float = 0.25,
@@ -51,7 +29,7 @@ def augment(
     noise: float = 0.1,
     dropout: float = 0.01,
     exact_translation: bool = False,
-) -> NeuralGraph | GraphBatch:
+) -> Graphs:
     """Randomly changed copies of all networks of ``batch``; the same generator state gives the same copies.
 
     Args:
