@@ -25,8 +25,8 @@ NOTES = {
     "train on the same networks for the same number of epochs, with the same augmentation.",
     "inr-mnist": "Test accuracy of the model that was best on validation, on networks of images that no training network "
     "shows; mean and standard deviation over seeds. `mlp` reads the raw weights. For orientation, and not the same work: on "
-    "55,000 training networks and 200 epochs Kofinas et al. (2024) report 91.4 % without and 94.7 % with 64 probes. The zoo: "
-    "`neural-graphs zoo make inr --images mnist --recipe dws --splits 10000,1000,1000 -o zoos/mnist-dws`.",
+    "55,000 training networks and 200 epochs Kofinas et al. (2024) report 91.4 % without and 94.7 % with 64 probes. "
+    "The zoo: `neural-graphs zoo make inr --images mnist --recipe dws --splits 10000,1000,1000 -o zoos/mnist-dws`.",
     "step": "Forward, backward and AdamW step of a classifier; twin and library in turn in one process, ratios round by "
     "round. The twin is the edge-list implementation: dense `[B, N, N, d]` embedding, gather, concatenate, scatter. "
     "`matmul_share` is the FLOP/s of the step's matrix products over those of a large matrix product in the same run.",
