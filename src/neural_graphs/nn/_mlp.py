@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -34,9 +35,7 @@ class WeightMLP(Encoder):
         self.net = nn.Sequential(*steps)
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        size = graph.spec.num_edges if all(b.features == 1 for b in graph.spec.blocks) else 0
-        size = size or sum(edges[0].numel() for edges in graph.edges)
-        size += sum(nodes.shape[1] * nodes.shape[2] for nodes in graph.nodes)
+        size = sum(math.prod(tensor.shape[1:]) for tensor in (*graph.edges, *graph.nodes))
         if size != self.parameters_read:
             raise UserError(f"this MLP reads networks of {self.parameters_read} parameters, this one has {size}")
 

@@ -100,6 +100,8 @@ class NGGNNLayer(nn.Module):
 
 
 class EdgeMLP(nn.Module):
+    """The four maps of the edge update: ``edge`` V_1, ``sender`` V_s, ``receiver`` V_t and ``out`` V_2 of `NGGNNLayer`."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.edge = nn.Linear(width, width)
