@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph._graph import GraphSpec, NeuralGraph
+from neural_graphs.graph._graph import NeuralGraph
+from neural_graphs.graph._structure import GraphSpec
 
 
 def edge_index(spec: GraphSpec) -> Tensor:

@@ -2,158 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
+from neural_graphs.graph import _packing
 from neural_graphs.graph._activation import Activation
-from neural_graphs.graph._spec import Axis, Element, PermutationSpec
+from neural_graphs.graph._packing import Narrow, check_state_dict
+from neural_graphs.graph._spec import Element, PermutationSpec
 from neural_graphs.graph._stack import Stack
+from neural_graphs.graph._structure import GraphSpec, spec_of_stack
 
 if TYPE_CHECKING:
     from neural_graphs.graph._check import SymmetryReport
-
-Role = Literal["input", "hidden", "output"]
-
-
-@dataclass(frozen=True)
-class NodeSet:
-    """The neurons that one layer writes (or the inputs). ``parameters`` names the 1-D tensors that are node features."""
-
-    name: str
-    size: int
-    role: Role
-    depth: int
-    activation: Activation = field(default_factory=Activation)
-    parameters: tuple[str, ...] = ()
-    symmetry: str | None = None
-
-
-@dataclass(frozen=True)
-class Block:
-    """All edges of one layer: a complete bipartite graph from node set ``source`` to node set ``target``.
-
-    ``shape`` is the parameter's own shape; its edge features are ``[n_out, n_in, features]``, ``features`` being 1 for a
-    linear layer, ``kh * kw`` for a convolution (``kernel``), ``h * w`` for a linear layer on a flattened map.
-    """
-
-    source: int
-    target: int
-    parameter: str
-    shape: tuple[int, ...]
-    kernel: tuple[int, ...] = ()
-    features: int = 1
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """The structure of a neural graph without its numbers: what all networks of one architecture share."""
-
-    node_sets: tuple[NodeSet, ...]
-    blocks: tuple[Block, ...]
-    symmetries: PermutationSpec
-
-    @property
-    def num_nodes(self) -> int:
-        return sum(nodes.size for nodes in self.node_sets)
-
-    @property
-    def num_edges(self) -> int:
-        return sum(self.node_sets[b.source].size * self.node_sets[b.target].size for b in self.blocks)
-
-    @property
-    def depth(self) -> int:
-        """Number of parametric layers between inputs and outputs."""
-        return max(nodes.depth for nodes in self.node_sets)
-
-    @property
-    def num_inputs(self) -> int:
-        return sum(nodes.size for nodes in self.node_sets if nodes.role == "input")
-
-    @property
-    def num_outputs(self) -> int:
-        return sum(nodes.size for nodes in self.node_sets if nodes.role == "output")
-
-
-@lru_cache(maxsize=4096)
-def spec_of_stack(stack: Stack) -> GraphSpec:
-    """Node sets, blocks and symmetry classes of a plain stack."""
-    last = len(stack.layers)
-    sets = [NodeSet("input", stack.layers[0].inputs, "input", 0)]
-    blocks = []
-    axes: list[tuple[str, tuple[Axis, ...]]] = []
-    kinds = []
-    for depth, layer in enumerate(stack.layers, start=1):
-        hidden = depth < last
-        symmetry = f"P{depth - 1}" if hidden else None
-        bias = (layer.bias_name,) if layer.bias_name else ()
-        role: Role = "hidden" if hidden else "output"
-        sets.append(NodeSet(layer.name, layer.outputs, role, depth, layer.activation, bias, symmetry))
-        features = layer.positions
-        for k in layer.kernel:
-            features *= k
-        blocks.append(Block(depth - 1, depth, layer.weight, layer.weight_shape, layer.kernel, features))
-        source = sets[depth - 1].symmetry
-        axes.append(
-            (
-                layer.weight,
-                (
-                    Axis.of(symmetry, layer.outputs),
-                    Axis.of(source, layer.inputs, layer.positions),
-                    *(Axis.fixed(k) for k in layer.kernel),
-                ),
-            )
-        )
-        if layer.bias_name:
-            axes.append((layer.bias_name, (Axis.of(symmetry, layer.outputs),)))
-        if symmetry:
-            kinds.append((symmetry, layer.activation))
-    return GraphSpec(tuple(sets), tuple(blocks), PermutationSpec(tuple(axes), tuple(kinds)))
 
 
 @dataclass(frozen=True, eq=False)
 class NeuralGraph:
     """B networks of one architecture as graphs.
 
-    ``nodes[s]`` is ``[B, n_s, c_s]``: the 1-D parameters (biases) of node set s, ``c_s`` 0 where it has none.
-    ``edges[k]`` is ``[B, n_out, n_in, f_k]``: block k's weights. Both are views of the packed parameters where memory
-    layout allows. ``stack`` runs the networks (probe features, rendering) and is None when only the structure is known.
+    ``nodes[s]`` is ``[B, n_s, c_s]``: the features (biases, normalisation parameters) of node set s side by side, ``c_s`` 0
+    where it has none. ``edges[k]`` is ``[B, n_out, n_in / groups, f_k]``: block k's weights. Both are views of the packed
+    parameters where memory layout allows, so a graph costs little more memory than its network. ``rest`` holds the tensors
+    of ``spec.rest``, ``[B, *shape]``. ``stack`` runs the networks (probe features, rendering) and is None when only the
+    structure is known. ``narrow`` remembers node features whose own dtype is narrower than their node set's tensor.
     """
 
     spec: GraphSpec
     nodes: tuple[Tensor, ...]
     edges: tuple[Tensor, ...]
     stack: Stack | None = None
+    rest: tuple[Tensor, ...] = ()
+    narrow: Narrow = ()
 
     # -- building -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def pack(cls, spec: GraphSpec, state_dict: Mapping[str, Tensor], stack: Stack | None = None) -> NeuralGraph:
-        """From tensors stacked over networks, ``[B, *shape]``. Raises ``UserError`` on missing names or wrong shapes."""
-        edges, batch = [], None
-        for block in spec.blocks:
-            weight = _stacked(state_dict, block.parameter, block.shape)
-            batch = weight.shape[0] if batch is None else batch
-            source, target = spec.node_sets[block.source], spec.node_sets[block.target]
-            edges.append(weight.reshape(weight.shape[0], target.size, source.size, block.features))
-        assert batch is not None
-        nodes = []
-        for node_set in spec.node_sets:
-            columns = [_stacked(state_dict, name, (node_set.size,)) for name in node_set.parameters]
-            if len(columns) == 1:
-                nodes.append(columns[0].unsqueeze(-1))
-            elif columns:
-                nodes.append(torch.stack(columns, -1))
-            else:
-                nodes.append(edges[0].new_zeros(batch, node_set.size, 0))
-        if len({t.shape[0] for t in (*nodes, *edges)}) != 1:
-            raise UserError("the stacked tensors hold different numbers of networks")
-        return cls(spec, tuple(nodes), tuple(edges), stack)
+    def pack(
+        cls, spec: GraphSpec, state_dict: Mapping[str, Tensor], stack: Stack | None = None, *, strict: bool = False
+    ) -> NeuralGraph:
+        """From tensors stacked over networks, ``[B, *shape]``.
+
+        Raises ``UserError`` naming the first tensor that is missing or wrong, ``strict`` also one that is too many (see
+        ``check_state_dict``).
+        """
+        check_state_dict(spec, state_dict, strict=strict, batched=True)
+        nodes, edges, rest, narrow = _packing.pack(spec, state_dict)
+        return cls(spec, nodes, edges, stack, rest, narrow)
 
     @classmethod
     def from_state_dict(
@@ -185,14 +84,17 @@ class NeuralGraph:
             raise UserError("only graphs of one architecture can be stacked: use GraphBatch.of for mixed ones")
         first = graphs[0]
         nodes = tuple(torch.cat(parts) for parts in zip(*(g.nodes for g in graphs), strict=True))
-        edges = tuple(torch.cat(parts) for parts in zip(*(g.edges for g in graphs), strict=True))
-        return replace(first, nodes=nodes, edges=edges)
+        own = [tuple(g.edges[k] for g in graphs) for k in first._own_blocks]
+        rest = tuple(torch.cat(parts) for parts in zip(*(g.rest for g in graphs), strict=True))
+        same = len({graph.narrow for graph in graphs}) == 1
+        joined = replace(first, rest=rest, narrow=first.narrow if same else ())
+        return joined._with(nodes, [torch.cat(parts) for parts in own])
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
     def batch_size(self) -> int:
-        return self.edges[0].shape[0]
+        return self.nodes[0].shape[0]
 
     @property
     def symmetries(self) -> PermutationSpec:
@@ -200,11 +102,17 @@ class NeuralGraph:
 
     @property
     def device(self) -> torch.device:
-        return self.edges[0].device
+        return self._like.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.edges[0].dtype
+        """Of the first weight: tensors may differ in dtype."""
+        return self._like.dtype
+
+    @property
+    def _like(self) -> Tensor:
+        tensors = [t for t in (*self.edges, *self.nodes) if t.shape[-1]]
+        return tensors[0] if tensors else self.nodes[0]
 
     def __len__(self) -> int:
         return self.batch_size
@@ -215,35 +123,67 @@ class NeuralGraph:
             if not -self.batch_size <= index < self.batch_size:
                 raise IndexError(f"network {index} of {self.batch_size}")
             index = slice(index, index + 1 or None)
-        return self.map(lambda t: t[index])
+        smaller = replace(self, rest=tuple(t[index] for t in self.rest))
+        return smaller.map(lambda t: t[index])
 
-    def map(self, function: Any) -> NeuralGraph:
-        """Apply ``function`` to every node and edge tensor."""
-        return replace(self, nodes=tuple(map(function, self.nodes)), edges=tuple(map(function, self.edges)))
+    def map(self, function: Callable[[Tensor], Tensor]) -> NeuralGraph:
+        """Apply ``function``, which keeps shapes but for the batch, to every node and edge tensor; ``rest`` stays.
+
+        Copies of a shared parameter follow their owner: the function is applied to that alone.
+        """
+        return self._with(tuple(map(function, self.nodes)), [function(self.edges[k]) for k in self._own_blocks])
 
     def to(self, *args: Any, **kwargs: Any) -> NeuralGraph:
-        return self.map(lambda t: t.to(*args, **kwargs))
+        """Move to a device or dtype, like ``Module.to``: integer tensors of ``rest`` keep their dtype."""
+        moved = self.map(lambda t: t.to(*args, **kwargs))
+        rest = (t.to(*args, **kwargs) if t.is_floating_point() else t.to(moved.device) for t in self.rest)
+        return replace(moved, rest=tuple(rest))
+
+    @property
+    def _own_blocks(self) -> list[int]:
+        return [k for k, block in enumerate(self.spec.blocks) if block.copy_of is None]
+
+    def _with(self, nodes: tuple[Tensor, ...], own: Sequence[Tensor]) -> NeuralGraph:
+        """With other values in nodes and blocks, given for all blocks but the copies, which are read off their owners."""
+        spec = self.spec
+        dtypes = {
+            feature.parameter: after.dtype
+            for node_set, before, after in zip(spec.node_sets, self.nodes, nodes, strict=True)
+            for feature in node_set.features
+            if before.dtype == after.dtype
+        }
+        narrow = tuple((name, dtype) for name, dtype in self.narrow if name in dtypes)
+        edges = list(self.edges)
+        for k, value in zip(self._own_blocks, own, strict=True):
+            edges[k] = value
+        for k, block in enumerate(spec.blocks):
+            if block.copy_of is not None:
+                name = spec.blocks[block.copy_of].parameter
+                assert name is not None
+                edges[k] = _packing.read(spec, k, _packing.unpack(spec, name, nodes, edges, dict(narrow)))
+        return replace(self, nodes=nodes, edges=tuple(edges), narrow=narrow)
 
     def to_state_dict(self, batched: bool | None = None) -> dict[str, Tensor]:
-        """The parameters again, exactly, in state-dict order: the inverse of ``pack``.
+        """All tensors again, exactly, in state-dict order and under all their names: the inverse of ``pack``.
 
-        ``batched`` keeps the leading network axis (default: only when there is more than one network).
+        ``batched`` keeps the leading network axis (default: only when there is more than one network). Tied names give the
+        same tensor.
         """
         if batched is None:
             batched = self.batch_size != 1
-        found: dict[str, Tensor] = {}
-        for block, edges in zip(self.spec.blocks, self.edges, strict=True):
-            found[block.parameter] = edges.reshape(edges.shape[0], *block.shape)
-        for node_set, nodes in zip(self.spec.node_sets, self.nodes, strict=True):
-            for channel, name in enumerate(node_set.parameters):
-                found[name] = nodes[..., channel]
-        ordered = {name: found[name] for name in self.symmetries.parameters}
-        return ordered if batched else {name: value[0] for name, value in ordered.items()}
+        narrow, canonical = dict(self.narrow), self.spec.canonical
+        found = dict(zip((name for name, _ in self.spec.rest), self.rest, strict=True))
+        for name in self.spec.places:
+            found[name] = _packing.unpack(self.spec, name, self.nodes, self.edges, narrow)
+        if not batched:
+            found = {name: value[0] for name, value in found.items()}
+        return {name: found[canonical.get(name, name)] for name in self.spec.shapes}
 
     def permute(self, element: Element) -> NeuralGraph:
         """The graph of the permuted networks (see ``PermutationSpec.apply``)."""
-        permuted = self.symmetries.apply(self.to_state_dict(batched=True), element, batched=True)
-        return NeuralGraph.pack(self.spec, permuted, self.stack)
+        state = self.to_state_dict(batched=True)
+        own = {name: value for name, value in state.items() if name not in self.spec.canonical}
+        return NeuralGraph.pack(self.spec, self.symmetries.apply(own, element, batched=True), self.stack)
 
     def run(self, x: Tensor) -> Tensor:
         """Outputs ``[B, K, out]`` of the networks on inputs ``[K, d]`` (or ``[B, K, d]``)."""
@@ -277,17 +217,14 @@ class NeuralGraph:
         return to_networkx(self, index)
 
     def __repr__(self) -> str:
-        layers = "-".join(str(nodes.size) for nodes in self.spec.node_sets)
+        sets = self.spec.node_sets
+        layers = "-".join(str(nodes.size) for nodes in sets)
+        if len(sets) > 8:
+            layers = f"{len(sets)} node sets, {len(self.spec.blocks)} blocks"
+        symmetries = str(self.symmetries)
+        if len(symmetries) > 80:
+            symmetries = f"of {len(self.symmetries.classes)} classes"
         return (
             f"NeuralGraph({self.batch_size} x {layers}, {self.spec.num_nodes} nodes, {self.spec.num_edges} edges, "
-            f"symmetries {self.symmetries})"
+            f"symmetries {symmetries})"
         )
-
-
-def _stacked(state_dict: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in state_dict:
-        raise UserError(f"the network has no tensor {name}: its tensors are {', '.join(state_dict) or 'none'}")
-    value = state_dict[name]
-    if tuple(value.shape[1:]) != shape:
-        raise UserError(f"{name} has shape {tuple(value.shape[1:])}, expected {shape}")
-    return value
