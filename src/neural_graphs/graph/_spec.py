@@ -1,180 +1,220 @@
-"""The permutation symmetries of a network, as an immutable value."""
+"""The symmetry group of a network, as an immutable value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
+from neural_graphs.graph import _algebra
+from neural_graphs.graph._action import AxisGroup, axis_groups, gather, sources
+from neural_graphs.graph._action import Element as Element
 from neural_graphs.graph._activation import Activation
-
-Element = dict[str, Tensor]
-"""A group element: one index tensor per symmetry class, ``[n]`` or, one per network, ``[B, n]``. Position k of the
-permuted network holds what stood at position ``element[class][k]`` before."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One axis of a parameter as a product of factors ``(symmetry class or None, size)``, outermost first.
-
-    A plain axis has one factor. The input axis of a linear layer that reads a flattened ``[c, h, w]`` map has two: the
-    channels' class and a fixed factor of size ``h * w``.
-    """
-
-    factors: tuple[tuple[str | None, int], ...]
-
-    @classmethod
-    def fixed(cls, size: int) -> Axis:
-        return cls(((None, size),))
-
-    @classmethod
-    def of(cls, name: str | None, size: int, positions: int = 1) -> Axis:
-        return cls(((name, size),) if positions == 1 else ((name, size), (None, positions)))
-
-    @property
-    def size(self) -> int:
-        return math.prod(size for _, size in self.factors)
-
-    @property
-    def moves(self) -> bool:
-        return any(name is not None for name, _ in self.factors)
-
-    def index(self, element: Element) -> Tensor:
-        """Where each position of the permuted axis comes from: ``[size]`` or ``[B, size]``."""
-        parts = [element[name] if name is not None else torch.arange(size) for name, size in self.factors]
-        index = parts[0]
-        for part, (_, size) in zip(parts[1:], self.factors[1:], strict=True):
-            part = part.to(index.device)
-            index = (index.unsqueeze(-1) * size + part.unsqueeze(-2)).flatten(-2)
-        return index
-
-    def __str__(self) -> str:
-        return "·".join(name if name is not None else str(size) for name, size in self.factors)
+from neural_graphs.graph._axis import Axis as Axis
+from neural_graphs.graph._rescaling import Rescaling, rescale
+from neural_graphs.graph._spec_text import describe, group_text
 
 
 @dataclass(frozen=True)
 class PermutationSpec:
     """For every parameter and buffer of a network, the symmetry class of each axis.
 
-    The group is the product of the symmetric groups of its classes: permuting every axis of a class by the same
-    permutation leaves the network's function unchanged. ``activations`` records the non-linearity behind each class, from
-    which scale, sign and phase symmetries follow.
+    Permuting every axis of a class by the same permutation leaves the network's function unchanged. A class may depend on
+    others (``over``: class -> the classes it depends on): it then has one permutation for each of their indices. The inner
+    dimensions of attention heads are over the heads, the channels inside the groups of a grouped convolution over the
+    groups. The group is a product of symmetric groups, and of wreath products where classes depend on others. It acts as
+    ``x'[p, q] = x[pi[p], sigma[p, q]]``: a dependent class is indexed by the new place of what it depends on.
 
-    Immutable, hashable, JSON-able; ``str(spec)`` prints the group, for example ``S32 × S32``.
+    ``activations`` records the non-linearity behind each class, ``rescalings`` the scale, sign and phase symmetries.
+
+    Immutable, hashable, JSON-able; ``str(spec)`` prints the group, for example ``S32 × S32``. Raises ``UserError`` when the
+    entries contradict each other.
     """
 
     axes: tuple[tuple[str, tuple[Axis, ...]], ...]
     activations: tuple[tuple[str, Activation], ...] = ()
+    over: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    rescalings: tuple[Rescaling, ...] = ()
 
     def __post_init__(self) -> None:
         sizes: dict[str, int] = {}
         for parameter, axes in self.axes:
             for axis in axes:
-                for name, size in axis.factors:
-                    if name is not None and sizes.setdefault(name, size) != size:
+                for name, size in axis.classes:
+                    if sizes.setdefault(name, size) != size:
                         raise UserError(f"class {name} has size {sizes[name]}, but {size} in {parameter}")
+        if len(self.parameters) != len(self.axes):
+            raise UserError("a parameter is listed twice")
+        _algebra.check_over(self.over, sizes)
+        self._groups  # noqa: B018 (dependent classes must stand beside those they depend on)
+        for rescaling in self.rescalings:
+            rescaling.check(self.parameters)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     @property
     def classes(self) -> dict[str, int]:
         """Symmetry classes and their sizes, in order of appearance."""
-        return {name: size for _, axes in self.axes for axis in axes for name, size in axis.factors if name is not None}
+        return {name: size for _, axes in self.axes for axis in axes for name, size in axis.classes}
 
     @property
     def parameters(self) -> dict[str, tuple[Axis, ...]]:
         return dict(self.axes)
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """For every class the shape of its entry in an element: ``(*sizes of the classes it depends on, size)``."""
+        classes, over = self.classes, dict(self.over)
+        return {name: (*(classes[o] for o in over.get(name, ())), size) for name, size in classes.items()}
+
+    @cached_property
+    def _groups(self) -> dict[str, tuple[AxisGroup, ...]]:
+        over = dict(self.over)
+        return {name: axis_groups(name, axes, over) for name, axes in self.axes}
+
     @property
     def log10_order(self) -> float:
-        """log10 of the number of group elements."""
-        return sum(math.lgamma(size + 1) for size in self.classes.values()) / math.log(10)
+        """log10 of the number of permutations in the group."""
+        counts = ((math.prod(outer), size) for *outer, size in self.shapes.values())
+        return sum(count * math.lgamma(size + 1) for count, size in counts) / math.log(10)
+
+    def share_moved(self, parameters: Collection[str] | None = None) -> float:
+        """The share of the entries of all parameters (or of those named) that some permutation of an axis can move."""
+        total = still = 0
+        for name, axes in self.axes:
+            if parameters is None or name in parameters:
+                total += math.prod(axis.size for axis in axes)
+                still += math.prod(axis.still for axis in axes)
+        return (total - still) / total if total else 0.0
 
     def __str__(self) -> str:
-        return " × ".join(f"S{size}" for size in self.classes.values()) or "trivial"
+        return group_text(self.shapes.values())
 
-    def describe(self) -> str:
-        """A line per parameter: name, shape, class of every axis."""
-        width = max((len(name) for name, _ in self.axes), default=0)
-        kinds = dict(self.activations)
-        lines = [f"{self}   (10^{self.log10_order:.0f} elements)"]
-        for name, size in self.classes.items():
-            lines.append(f"  {name}: {size} neurons, {kinds.get(name, Activation())}")
-        for name, axes in self.axes:
-            lines.append(f"  {name:<{width}}  [{', '.join(map(str, axes))}]")
-        return "\n".join(lines)
+    def describe(self, max_lines: int | None = None) -> str:
+        """The group, a line per class, per rescaling and per parameter; ``max_lines`` of them at most."""
+        return describe(self, max_lines)
 
     # -- the group ----------------------------------------------------------------------------------------------------
 
     def identity(self) -> Element:
-        return {name: torch.arange(size) for name, size in self.classes.items()}
+        return {name: torch.arange(shape[-1]).expand(shape).clone() for name, shape in self.shapes.items()}
 
-    def sample(self, generator: torch.Generator | int | None = None, batch: int | None = None) -> Element:
-        """A uniformly random group element; with ``batch``, an independent one per network."""
+    def sample(
+        self,
+        generator: torch.Generator | int | None = None,
+        batch: int | None = None,
+        kinds: Collection[str] = ("permutation",),
+        spread: float = 4.0,
+    ) -> Element:
+        """A uniformly random group element; with ``batch``, an independent one per network.
+
+        ``kinds`` chooses among ``permutation``, ``scale``, ``sign`` and ``phase``; the scales are log-uniform in
+        ``[1 / spread, spread]``, signs and phases are fair coins.
+        """
+        if wrong := set(kinds) - {"permutation", "scale", "sign", "phase"}:
+            raise UserError(f"unknown kind {min(wrong)!r}: choose among permutation, scale, sign, phase")
         if isinstance(generator, int):
             generator = torch.Generator().manual_seed(generator)
-        shape = () if batch is None else (batch,)
-        return {
-            name: torch.rand(*shape, size, generator=generator, dtype=torch.float64).argsort(-1)
-            for name, size in self.classes.items()
-        }
+        lead = () if batch is None else (batch,)
+        element = {}
+        if "permutation" in kinds:
+            for name, shape in self.shapes.items():
+                keys = torch.rand((*lead, *shape), generator=generator, dtype=torch.float64)
+                element[name] = keys.argsort(-1)
+        for key, rescaling in self._keyed:
+            if rescaling.kind in kinds:
+                element[key] = rescaling.sample((*lead, *self.shapes[rescaling.symmetry]), generator, spread)
+        return element
 
     def compose(self, second: Element, first: Element) -> Element:
-        """The element that acts like ``first``, then ``second``."""
-        return {name: first[name].gather(-1, second[name]) for name in self.classes}
+        """The element that acts like ``first``, then ``second``. ``UserError`` for phases, which do not compose."""
+        return _algebra.compose(self._check(second), self._check(first), dict(self.over), self._rescaled)
 
     def invert(self, element: Element) -> Element:
-        return {name: element[name].argsort(-1) for name in self.classes}
+        """The element that undoes ``element``. ``UserError`` for phases."""
+        return _algebra.invert(self._check(element), dict(self.over), self._rescaled)
 
     def apply(self, state_dict: Mapping[str, Tensor], element: Element, batched: bool = False) -> dict[str, Tensor]:
-        """The permuted state dict. Tensors carry a leading network axis when ``batched``.
+        """The permuted, then rescaled state dict. Tensors carry a leading network axis when ``batched``.
 
-        Elements ``[n]`` act on every network alike, elements ``[B, n]`` on each its own (``batched`` only). Names that the
-        spec does not know pass through unchanged. Raises ``UserError`` when a shape does not fit.
+        Elements ``[n]`` act on every network alike, elements ``[B, n]`` on each its own (``batched`` only). Tensors that the
+        element does not touch, and names that the spec does not know, pass through as they are. Tensors of whole numbers or
+        truth values are permuted like any other. Raises ``UserError`` when a shape does not fit.
         """
+        self._check(element)
+        if not batched and any(table.dim() > len(shape) for table, shape in self._tables(element)):
+            raise UserError("an element with a batch axis needs a batched state dict")
         known = self.parameters
-        out = {}
+        out = dict(state_dict)
         for name, value in state_dict.items():
-            out[name] = self._apply_one(name, value, known[name], element, batched) if name in known else value
+            if name not in known:
+                continue
+            if tuple(value.shape[int(batched) :]) != tuple(axis.size for axis in known[name]):
+                raise UserError(
+                    f"{name} has shape {tuple(value.shape)}, expected {[axis.size for axis in known[name]]}"
+                )
+            for group in self._groups[name]:
+                index = sources(group, element)
+                if index is not None:
+                    out[name] = gather(out[name], group.dims, index, batched)
+        for key, rescaling in self._keyed:
+            for term in rescaling.terms if key in element else ():
+                if term.parameter in out:
+                    value, groups = out[term.parameter], self._groups[term.parameter]
+                    out[term.parameter] = rescale(value, term, rescaling.symmetry, element[key], groups, batched)
         return out
 
-    def _apply_one(self, name: str, value: Tensor, axes: tuple[Axis, ...], element: Element, batched: bool) -> Tensor:
-        offset = int(batched)
-        if tuple(value.shape[offset:]) != tuple(axis.size for axis in axes):
-            raise UserError(f"{name} has shape {tuple(value.shape)}, expected {[axis.size for axis in axes]}")
-        for position, axis in enumerate(axes):
-            if not axis.moves:
-                continue
-            dim = position + offset
-            index = axis.index(element).to(value.device)
-            if index.dim() == 1:
-                value = value.index_select(dim, index)
-                continue
-            if not batched:
-                raise UserError("an element with a batch axis needs a batched state dict")
-            shape = [1] * value.dim()
-            shape[0], shape[dim] = index.shape
-            value = value.take_along_dim(index.view(shape), dim)
-        return value
+    @cached_property
+    def _keyed(self) -> tuple[tuple[str, Rescaling], ...]:
+        return tuple((f"{rescaling.kind}:{k}", rescaling) for k, rescaling in enumerate(self.rescalings))
+
+    @property
+    def _rescaled(self) -> dict[str, str]:
+        """The class of every rescaling that composes: all but the phases."""
+        return {key: rescaling.symmetry for key, rescaling in self._keyed if rescaling.kind != "phase"}
+
+    def _tables(self, element: Element) -> Iterable[tuple[Tensor, tuple[int, ...]]]:
+        for key, table in element.items():
+            rescaling = dict(self._keyed).get(key)
+            yield table, self.shapes[rescaling.symmetry if rescaling else key]
+
+    def _check(self, element: Element) -> Element:
+        known = self.shapes.keys() | dict(self._keyed).keys()
+        if wrong := element.keys() - known:
+            raise UserError(f"the element names {min(wrong)}, but the group has {', '.join(known) or 'no classes'}")
+        batches = set()
+        for key, (table, shape) in zip(element, self._tables(element), strict=True):
+            if table.dim() - len(shape) not in (0, 1) or tuple(table.shape[table.dim() - len(shape) :]) != shape:
+                raise UserError(f"{key} of the element has shape {tuple(table.shape)}, expected {shape} or [B, ...]")
+            batches |= set(table.shape[: table.dim() - len(shape)])
+        if len(batches) > 1:
+            raise UserError(f"the element is for {' and '.join(map(str, sorted(batches)))} networks at once")
+        return element
 
     # -- exchange -----------------------------------------------------------------------------------------------------
 
-    def to_axes_to_perm(self) -> dict[str, tuple[str | None, ...]]:
+    def to_axes_to_perm(self, strict: bool = True) -> dict[str, tuple[str | None, ...]]:
         """The dictionary that git re-basin (Ainsworth et al., 2023) calls ``axes_to_perm``.
 
-        Raises ``UserError`` for an axis that mixes a class with fixed positions, which that format cannot say.
+        Raises ``UserError`` for an axis that mixes a class with others or with fixed positions and for a class that depends
+        on others, which that format cannot say; with ``strict=False`` all axes of such classes become None, a smaller group.
         """
-        out = {}
+        frozen = {name for name, outer in self.over if outer}
         for name, axes in self.axes:
-            if any(len(axis.factors) > 1 and axis.moves for axis in axes):
-                raise UserError(f"{name} has a flattened axis ({axes[-1]}), which axes_to_perm cannot express")
-            out[name] = tuple(axis.factors[0][0] for axis in axes)
-        return out
+            for axis in axes:
+                mixed = axis.moves and axis.plain is None
+                if strict and (mixed or axis.plain in frozen):
+                    kind = "flattened" if mixed else "dependent"
+                    raise UserError(f"{name} has a {kind} axis ({axis}), which axes_to_perm cannot express")
+                if mixed:
+                    frozen |= {symmetry for symmetry, _ in axis.classes}
+        return {name: tuple(None if a.plain in frozen else a.plain for a in axes) for name, axes in self.axes}
 
     @classmethod
     def from_axes_to_perm(
@@ -190,20 +230,22 @@ class PermutationSpec:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "axes": {name: [[list(f) for f in axis.factors] for axis in axes] for name, axes in self.axes},
+            "axes": {name: [axis.to_json() for axis in axes] for name, axes in self.axes},
             "activations": {name: str(kind) for name, kind in self.activations},
+            "over": {name: list(outer) for name, outer in self.over},
+            "rescalings": [rescaling.to_json() for rescaling in self.rescalings],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PermutationSpec:
+        """Inverse of ``to_json``. Raises ``UserError`` when ``data`` does not describe a group."""
         try:
-            axes = tuple(
-                (name, tuple(Axis(tuple((c, int(n)) for c, n in factors)) for factors in entry))
-                for name, entry in data["axes"].items()
-            )
+            axes = tuple((name, tuple(map(Axis.from_json, entry))) for name, entry in data["axes"].items())
             kinds = tuple((name, Activation.parse(kind)) for name, kind in data.get("activations", {}).items())
+            over = tuple((name, tuple(outer)) for name, outer in data.get("over", {}).items())
+            rescalings = tuple(map(Rescaling.from_json, data.get("rescalings", [])))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"the description of a symmetry group is broken: {error}") from None
-        return cls(axes, kinds)
+        return cls(axes, kinds, over, rescalings)
