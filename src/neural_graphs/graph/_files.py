@@ -25,8 +25,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Reads ``.safetensors`` and PyTorch's ``.pt``, ``.pth``, ``.bin``, ``.ckpt``. Pickles are read with ``weights_only=True``:
     one that holds anything but tensors and plain containers is refused, not executed. A state dict wrapped as
-    ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped, and the ``module.`` that data-parallel training puts before
-    every name is dropped.
+    ``{"state_dict": ...}`` or ``{"model": ...}`` is unwrapped, and the ``module.`` and ``_orig_mod.`` that data-parallel
+    training and ``torch.compile`` put before every name are dropped.
 
     Raises:
         UserError: the file is missing, truncated, of an unknown kind, holds forbidden objects or no state dict.
@@ -75,14 +75,20 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
             inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
             if inner:
                 found = inner[0]
-    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not any(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path} holds no state dict (a mapping from names to tensors)")
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{path}: the entry {name} is of type {type(value).__name__}, not a tensor: save weights only"
+            )
     tensors = {str(name): value.detach() for name, value in found.items()}
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: {name} is a sparse or quantised tensor; only dense ones are read")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may wrap the other
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 

@@ -1,0 +1,91 @@
+"""Example inputs from a short text: `3x224x224`, `ids:16`, `input_ids=ids:16,mask=16`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_graphs.errors import UserError
+
+BATCH = 2  # not 1: an axis of size 1 broadcasts, so that the trace could take it for something else
+_ONE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<ids>ids:)?(?P<shape>\d+(?:x\d+)*)(?::(?P<bound>\d+))?")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input without its batch axis: real numbers, or whole numbers from 0 to below ``bound`` where ``ids``. ``name`` is
+    the keyword argument that takes it."""
+
+    shape: tuple[int, ...]
+    name: str | None = None
+    ids: bool = False
+    bound: int | None = None
+
+
+def parse_inputs(text: str) -> tuple[InputSpec, ...]:
+    """Read ``SHAPE,SHAPE...``, each ``[NAME=]3x224x224`` or ``[NAME=]ids:16[:50257]`` (ids below 50257).
+
+    Raises:
+        UserError: the text is nothing like that, or only some inputs have a name.
+    """
+    found = []
+    for part in text.split(","):
+        match = _ONE.fullmatch(part.strip())
+        shape = tuple(int(size) for size in match["shape"].split("x")) if match else ()
+        if match is None or 0 in shape or (match["bound"] and not match["ids"]) or match["bound"] == "0":
+            raise UserError(
+                f"input {part!r} is no shape: write 3x224x224 for real numbers, ids:16 or ids:16:50257 for 16 token ids "
+                "(below 50257), NAME=SHAPE for a keyword argument, commas between inputs"
+            )
+        bound = int(match["bound"]) if match["bound"] else None
+        found.append(InputSpec(shape, match["name"], bool(match["ids"]), bound))
+    if len({spec.name is None for spec in found}) > 1:
+        raise UserError(f"input {text!r}: give every input a name or none")
+    if len({spec.name for spec in found}) < len(found) and found[0].name is not None:
+        raise UserError(f"input {text!r}: a name occurs twice")
+    return tuple(found)
+
+
+def is_specs(inputs: Any) -> bool:
+    """Whether ``inputs`` describes inputs, as ``parse_inputs`` returns them, instead of holding them."""
+    return isinstance(inputs, tuple) and bool(inputs) and all(isinstance(spec, InputSpec) for spec in inputs)
+
+
+def make_inputs(specs: Sequence[InputSpec], module: nn.Module, seed: int = 0, batch: int = BATCH) -> Any:
+    """Random inputs ``[batch, *shape]``: a tensor, a tuple for several, a dictionary where they have names.
+
+    Real numbers are standard normal in the dtype of the module's parameters. Ids without a bound stay below the size of the
+    smallest ``nn.Embedding`` of ``module``, so that every table has a row for them.
+
+    Raises:
+        UserError: ids without a bound for a module that has no ``nn.Embedding``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype = float_dtype(module)
+    values = [_make(spec, module, generator, dtype, batch) for spec in specs]
+    if specs[0].name is not None:
+        return {str(spec.name): value for spec, value in zip(specs, values, strict=True)}
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """Dtype of the first real parameter or buffer, the default where there is none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return next((value.dtype for value in tensors if value.is_floating_point()), torch.get_default_dtype())
+
+
+def _make(spec: InputSpec, module: nn.Module, generator: torch.Generator, dtype: torch.dtype, batch: int) -> Tensor:
+    if not spec.ids:
+        return torch.randn(batch, *spec.shape, generator=generator, dtype=torch.float64).to(dtype)
+    bound = spec.bound
+    if bound is None:
+        tables = [child.num_embeddings for child in module.modules() if isinstance(child, nn.Embedding)]
+        if not tables:
+            raise UserError("the module has no nn.Embedding: say how large the ids may get, as in ids:16:50257")
+        bound = min(tables)
+    return torch.randint(bound, (batch, *spec.shape), generator=generator)
