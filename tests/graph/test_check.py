@@ -31,6 +31,7 @@ def freeze(spec: PermutationSpec, parameter: str, position: int) -> PermutationS
 @pytest.mark.parametrize("kind", ["mlp", "siren", "cnn"])
 def test_true_claims_hold(kind: Any, seed: int) -> None:
     stack = random_stack(seed, kind)
+    torch.manual_seed(seed)
     module = stack.module()
     inputs = random_inputs(stack, 16)
     report = trace(module).check(module, inputs)

@@ -129,7 +129,7 @@ class NeuralGraph:
     def map(self, function: Callable[[Tensor], Tensor]) -> NeuralGraph:
         """Apply ``function``, which keeps shapes but for the batch, to every node and edge tensor; ``rest`` stays.
 
-        Copies of a shared parameter follow their owner: the function is applied to that alone.
+        Further uses of a shared parameter hold what its owner then holds.
         """
         return self._with(tuple(map(function, self.nodes)), [function(self.edges[k]) for k in self._own_blocks])
 
@@ -156,12 +156,8 @@ class NeuralGraph:
         edges = list(self.edges)
         for k, value in zip(self._own_blocks, own, strict=True):
             edges[k] = value
-        for k, block in enumerate(spec.blocks):
-            if block.copy_of is not None:
-                name = spec.blocks[block.copy_of].parameter
-                assert name is not None
-                edges[k] = _packing.read(spec, k, _packing.unpack(spec, name, nodes, edges, dict(narrow)))
-        return replace(self, nodes=nodes, edges=tuple(edges), narrow=narrow)
+        nodes, followed = _packing.follow(spec, nodes, edges, dict(narrow))
+        return replace(self, nodes=nodes, edges=followed, narrow=narrow)
 
     def to_state_dict(self, batched: bool | None = None) -> dict[str, Tensor]:
         """All tensors again, exactly, in state-dict order and under all their names: the inverse of ``pack``.

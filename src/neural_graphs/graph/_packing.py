@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._layout import Layout
-from neural_graphs.graph._structure import GraphSpec
+from neural_graphs.graph._structure import GraphSpec, NodeFeature
 
 Narrow = tuple[tuple[str, torch.dtype], ...]
 """Node features whose own dtype is narrower than that of the tensor of their node set."""
@@ -112,10 +112,7 @@ def pack(
     ]
     nodes, narrow = [], []
     for node_set in spec.node_sets:
-        columns = []
-        for feature in node_set.features:
-            value = tensor(feature.parameter)
-            columns.append(value.unsqueeze(-1) if feature.layout is None else feature.layout.read(value).squeeze(2))
+        columns = [read_feature(feature, tensor(feature.parameter)) for feature in node_set.features]
         if not columns:
             nodes.append(like.new_zeros(batch, node_set.size, 0))
             continue
@@ -123,15 +120,47 @@ def pack(
         narrow += [
             (feature.parameter, value.dtype)
             for feature, value in zip(node_set.features, columns, strict=True)
-            if value.dtype != nodes[-1].dtype
+            if value.dtype != nodes[-1].dtype and not feature.shared
         ]
     return tuple(nodes), tuple(edges), tuple(tensor(name) for name, _ in spec.rest), tuple(narrow)
+
+
+def read_feature(feature: NodeFeature, value: Tensor) -> Tensor:
+    """The columns ``[B, n, c]`` of a node feature in its parameter ``[B, *shape]``."""
+    return value.unsqueeze(-1) if feature.layout is None else feature.layout.read(value).squeeze(2)
 
 
 def read(spec: GraphSpec, index: int, value: Tensor) -> Tensor:
     """The edges of block number ``index`` in its parameter ``[B, *shape]``."""
     layout = spec.blocks[index].layout
     return value.reshape(value.shape[0], *spec.edge_shape(index)) if layout is None else layout.read(value)
+
+
+def follow(
+    spec: GraphSpec, nodes: Sequence[Tensor], edges: Sequence[Tensor], narrow: Mapping[str, torch.dtype]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Nodes and edges in which every further use of a shared parameter holds what its owner holds, as a view."""
+    whole: dict[str, Tensor] = {}
+
+    def tensor(name: str) -> Tensor:
+        name = spec.canonical.get(name, name)
+        if name not in whole:
+            whole[name] = unpack(spec, name, nodes, edges, narrow)
+        return whole[name]
+
+    out_nodes, out_edges = list(nodes), list(edges)
+    for k, block in enumerate(spec.blocks):
+        if block.copy_of is not None and block.parameter is not None:
+            out_edges[k] = read(spec, k, tensor(block.parameter))
+    for s, node_set in enumerate(spec.node_sets):
+        if any(feature.shared for feature in node_set.features):
+            columns = nodes[s].split([feature.columns for feature in node_set.features], -1)
+            columns = tuple(
+                read_feature(feature, tensor(feature.parameter)) if feature.shared else own
+                for feature, own in zip(node_set.features, columns, strict=True)
+            )
+            out_nodes[s] = columns[0] if len(columns) == 1 else torch.cat(columns, -1).to(nodes[s].dtype)
+    return tuple(out_nodes), tuple(out_edges)
 
 
 # -- out ------------------------------------------------------------------------------------------------------------------
@@ -165,7 +194,10 @@ def _shared(shape: tuple[int, ...], pieces: Sequence[tuple[Layout | None, Tensor
         return None  # a view of the first piece's memory would carry the first piece's gradient only
     first, held = pieces[0]
     assert first is not None
-    whole = first.surround(held, shape)
+    try:
+        whole = first.surround(held, shape)
+    except NotImplementedError:  # inside torch.func transforms no tensor shows its memory
+        return None
     if whole is None:
         return None
     for layout, held in pieces:

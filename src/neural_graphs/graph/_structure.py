@@ -41,12 +41,16 @@ class NodeFeature:
 
     ``layout`` says where they stand (its source axis has size 1, its features are the columns); None for a tensor ``[n]``.
     ``kind`` is free text: ``"bias"``, ``"scale"``, ``"running_mean"``, ``"running_var"``, ``"token"``, ...
+
+    ``shared`` marks a further use of a tensor that another feature or block holds (a module that is called twice): it is
+    read, but does not count on the way back to a state dict.
     """
 
     parameter: str
     kind: str = "bias"
     layout: Layout | None = None
     columns: int = 1
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,8 @@ class GraphSpec:
             start = 0
             for feature in nodes.features:
                 stop = start + feature.columns
-                found.setdefault(feature.parameter, []).append(Place("nodes", s, start, stop, feature.layout))
+                if not feature.shared:
+                    found.setdefault(feature.parameter, []).append(Place("nodes", s, start, stop, feature.layout))
                 start = stop
         return {name: tuple(places) for name, places in found.items()}
 
@@ -211,8 +216,10 @@ def _validate(spec: GraphSpec) -> None:
         for feature in nodes.features:
             sizes = feature.layout.sizes if feature.layout else (nodes.size, 1, 1)
             require(sizes == (nodes.size, 1, feature.columns), f"{feature.parameter} does not fit {nodes.name}")
+            name = spec.canonical.get(feature.parameter, feature.parameter)
             if feature.layout is None:
-                require(shapes.get(feature.parameter) == (nodes.size,), f"{feature.parameter} is not [{nodes.size}]")
+                require(shapes.get(name) == (nodes.size,), f"{name} is not [{nodes.size}]")
+            require(not feature.shared or name in spec.places, f"{name} is shared, but with no place of its own")
     for k, block in enumerate(spec.blocks):
         for end in (block.source, block.target):
             require(spec.node_sets[end].size % block.groups == 0, f"block {k} has groups of uneven size")
@@ -248,18 +255,20 @@ def _validate_places(name: str, shape: tuple[int, ...], places: tuple[Place, ...
     """Together the places hold each entry of the tensor exactly once."""
     total = 0
     for number, place in enumerate(places):
-        if place.layout is None:
+        layout = place.layout
+        if any(layout is None or other.layout is None or layout.overlaps(other.layout) for other in places[:number]):
+            raise ValueError(f"broken graph structure: {name} stands in two places that overlap")
+        if layout is None:
             total += math.prod(shape)
             continue
-        size = math.prod(stop - start for _, start, stop in place.layout.part)
-        size *= math.prod(n for dim, n in enumerate(shape) if dim not in {cut[0] for cut in place.layout.part})
-        cuts = [(shape[dim], start, stop) for dim, start, stop in place.layout.part]
-        cuts += [(place.layout.factors[factor], start, stop) for factor, start, stop in place.layout.pick]
-        if math.prod(place.layout.factors) != size or any(not 0 <= a <= b <= n for n, a, b in cuts):
+        sizes = list(shape)
+        for dim, start, stop in layout.part:
+            sizes[dim] = stop - start
+        cuts = [(shape[dim], start, stop) for dim, start, stop in layout.part]
+        cuts += [(layout.factors[factor], start, stop) for factor, start, stop in layout.pick]
+        if math.prod(layout.factors) != math.prod(sizes) or any(not 0 <= a <= b <= n for n, a, b in cuts):
             raise ValueError(f"broken graph structure: a layout of {name} {shape} does not fit it")
-        total += math.prod(place.layout.picked)
-        if any(other.layout is None or place.layout.overlaps(other.layout) for other in places[:number]):
-            raise ValueError(f"broken graph structure: {name} stands in two places that overlap")
+        total += math.prod(layout.picked)
     if total != math.prod(shape):
         raise ValueError(f"broken graph structure: {total} of {math.prod(shape)} entries of {name} have a place")
 
