@@ -44,12 +44,13 @@ def write_results(
     *,
     threads: int | None = None,
     device: str = "cpu",
+    replaces: Sequence[str] = _KEY,
 ) -> dict[str, Any]:
     """Write ``rows`` to a results file, atomically, and return its content.
 
-    Rows already there stay, unless they are of the same method, variant and metric as a new one; they then carry their own
-    ``commit`` and ``created`` where these differ from the file's. Raises ``UserError`` when the file is of another
-    experiment or data set, whose figures do not belong in one table with the new ones.
+    Rows already there stay, unless they are of the same method, variant and metric (``replaces``) as a new one; they then
+    carry their own ``commit`` and ``created`` where these differ from the file's. Raises ``UserError`` when the file is of
+    another experiment or data set, whose figures do not belong in one table with the new ones.
     """
     fresh = [dict(entry) for entry in rows]
     for entry in fresh:
@@ -65,25 +66,28 @@ def write_results(
         "threads": threads if threads is not None else torch.get_num_threads(),
         "dataset": dict(dataset),
     }
-    kept = _kept_rows(path, header, {_key(entry) for entry in fresh}) if Path(path).exists() else []
+    kept = _kept_rows(path, header, replaces, fresh) if Path(path).exists() else []
     result = {**header, "rows": kept + fresh}
     write_json(path, result)
     return result
 
 
-def _kept_rows(path: str | os.PathLike[str], header: Mapping[str, Any], replaced: set[tuple[str, ...]]) -> list[Row]:
+def _kept_rows(
+    path: str | os.PathLike[str], header: Mapping[str, Any], replaces: Sequence[str], fresh: Iterable[Row]
+) -> list[Row]:
     before = read_results(path)
+    replaced = {_key(entry, replaces) for entry in fresh}
     for field in ("experiment", "dataset"):
         if before[field] != header[field]:
             raise UserError(f"{path} holds figures of another {field} ({before[field]}): remove it or write elsewhere")
     provenance = {
         name: before[name] for name in ("commit", "created", "device", "threads") if before[name] != header[name]
     }
-    return [{**provenance, **entry} for entry in before["rows"] if _key(entry) not in replaced]
+    return [{**provenance, **entry} for entry in before["rows"] if _key(entry, replaces) not in replaced]
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(entry.get(name, "")) for name in _KEY)
+def _key(entry: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(entry.get(name, "")) for name in fields)
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -99,6 +99,11 @@ def _smaller(factory: Factory, suffix: str, factor: float) -> Factory:
     return build
 
 
+def require(package: str) -> Any:
+    """``timm`` or ``transformers``; raises ``UserError`` where it is not installed."""
+    return import_timm() if package == "timm" else _import(package)
+
+
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
