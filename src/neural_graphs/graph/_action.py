@@ -205,8 +205,7 @@ def _select(value: Tensor, dim: int, index: Tensor) -> Tensor:
         return value.index_select(dim, index)
     if dim == 1:  # rows of all networks as one list: whole rows are copied at once
         networks = torch.arange(index.shape[0], device=index.device).unsqueeze(-1) * value.shape[1]
-        rows = value.expand(index.shape[0], *value.shape[1:]).flatten(0, 1)
-        return rows.index_select(0, (index + networks).flatten()).unflatten(0, index.shape)
+        return value.flatten(0, 1).index_select(0, (index + networks).flatten()).unflatten(0, index.shape)
     shape = [1] * value.dim()
     shape[0], shape[dim] = index.shape
     tiny = value.is_floating_point() and value.element_size() == 1

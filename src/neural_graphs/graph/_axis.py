@@ -91,10 +91,10 @@ class Axis:
     @property
     def plain(self) -> str | None:
         """The class, if the axis is exactly one class and nothing else."""
-        if len(self.parts) == 1 and len(self.parts[0]) == 1:
-            factor = self.parts[0][0]
-            return factor.plain if isinstance(factor, Axis) else factor[0]
-        return None
+        if len(self.pieces) != 1:
+            return None
+        digits = [digit for digit in self.pieces[0].digits if digit.symmetry is not None or digit.size != 1]
+        return digits[0].symmetry if len(digits) == 1 else None
 
     def __str__(self) -> str:
         return " + ".join("·".join(map(_factor_text, part)) for part in self.parts)

@@ -52,6 +52,8 @@ class Rescaling:
         """Raises ``UserError`` unless every term names an axis that holds the class."""
         if self.kind not in _WORDS:
             raise UserError(f"unknown kind of rescaling {self.kind!r}: choose one of {', '.join(_WORDS)}")
+        if not any(self.symmetry in dict(axis.classes) for entry in axes.values() for axis in entry):
+            raise UserError(f"a {self.kind} is claimed for class {self.symmetry}, but no axis holds it")
         for term in self.terms:
             entry = axes.get(term.parameter, ())
             if not 0 <= term.axis < len(entry) or self.symmetry not in dict(entry[term.axis].classes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -147,8 +147,8 @@ class PermutationSpec:
         element does not touch, and names that the spec does not know, pass through as they are. Tensors of whole numbers or
         truth values are permuted like any other. Raises ``UserError`` when a shape does not fit.
         """
-        self._check(element)
-        if not batched and any(table.dim() > len(shape) for table, shape in self._tables(element)):
+        batch = self._batch_of(element)
+        if batch is not None and not batched:
             raise UserError("an element with a batch axis needs a batched state dict")
         known = self.parameters
         out = dict(state_dict)
@@ -159,6 +159,8 @@ class PermutationSpec:
                 raise UserError(
                     f"{name} has shape {tuple(value.shape)}, expected {[axis.size for axis in known[name]]}"
                 )
+            if batch is not None and value.shape[0] != batch:
+                raise UserError(f"{name} holds {value.shape[0]} networks, the element is for {batch}")
             for group in self._groups[name]:
                 index = sources(group, element)
                 if index is not None:
@@ -179,23 +181,25 @@ class PermutationSpec:
         """The class of every rescaling that composes: all but the phases."""
         return {key: rescaling.symmetry for key, rescaling in self._keyed if rescaling.kind != "phase"}
 
-    def _tables(self, element: Element) -> Iterable[tuple[Tensor, tuple[int, ...]]]:
-        for key, table in element.items():
-            rescaling = dict(self._keyed).get(key)
-            yield table, self.shapes[rescaling.symmetry if rescaling else key]
-
     def _check(self, element: Element) -> Element:
-        known = self.shapes.keys() | dict(self._keyed).keys()
-        if wrong := element.keys() - known:
-            raise UserError(f"the element names {min(wrong)}, but the group has {', '.join(known) or 'no classes'}")
+        self._batch_of(element)
+        return element
+
+    def _batch_of(self, element: Element) -> int | None:
+        """The number of networks that the element is for, if it has a batch axis. Raises ``UserError`` for misfits."""
+        shapes = {**self.shapes, **{key: self.shapes[rescaling.symmetry] for key, rescaling in self._keyed}}
         batches = set()
-        for key, (table, shape) in zip(element, self._tables(element), strict=True):
-            if table.dim() - len(shape) not in (0, 1) or tuple(table.shape[table.dim() - len(shape) :]) != shape:
-                raise UserError(f"{key} of the element has shape {tuple(table.shape)}, expected {shape} or [B, ...]")
-            batches |= set(table.shape[: table.dim() - len(shape)])
+        for key, table in element.items():
+            if key not in shapes:
+                few = ", ".join(list(shapes)[:8]) + (", …" if len(shapes) > 8 else "")
+                raise UserError(f"the element names {key}, but the group has {few or 'no classes'}")
+            lead = table.dim() - len(shapes[key])
+            if lead not in (0, 1) or tuple(table.shape[lead:]) != shapes[key]:
+                raise UserError(f"{key} of the element has shape {tuple(table.shape)}, expected [B?, *{shapes[key]}]")
+            batches |= set(table.shape[:lead])
         if len(batches) > 1:
             raise UserError(f"the element is for {' and '.join(map(str, sorted(batches)))} networks at once")
-        return element
+        return next(iter(batches), None)
 
     # -- exchange -----------------------------------------------------------------------------------------------------
 
