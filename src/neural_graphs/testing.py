@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, GraphSpec, Layer, NeuralGraph, Stack
+from neural_graphs.graph import Block, GraphBatch, GraphSpec, Layer, NeuralGraph, PermutationSpec, Stack
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._spec import Element
 from neural_graphs.nn import Encoding
@@ -211,7 +211,8 @@ def _permute(batch: GraphBatch, elements: Sequence[Element], leave: int | None =
         moved = bucket.permute(element)
         if leave is not None:
             movable = [name for name, axes in bucket.symmetries.axes if len(axes) > 1 and any(a.moves for a in axes)]
-            state = moved.to_state_dict(batched=True)
+            movable = [name for name in movable if name not in bucket.spec.canonical]
+            state = {k: v for k, v in moved.to_state_dict(batched=True).items() if k not in bucket.spec.canonical}
             name = movable[-1 - leave % len(movable)]
             state[name] = bucket.to_state_dict(batched=True)[name]
             moved = NeuralGraph.pack(bucket.spec, state, bucket.stack)
@@ -242,21 +243,40 @@ def _parts(found: Any, batch: GraphBatch, elements: Sequence[Element] | None = N
         element = elements[k] if elements else None
         for s, nodes in enumerate(found.nodes[k] if found.nodes else ()):
             if nodes is not None:
-                parts.append((f"node set {s} of architecture {k}", _move(nodes, bucket.spec, element, 1, s)))
+                parts.append((f"node set {s} of architecture {k}", _move_nodes(nodes, bucket.spec, element, s)))
         for d, edges in enumerate(found.edges[k] if found.edges else ()):
             if edges is not None:
                 block = bucket.spec.blocks[d % len(bucket.spec.blocks)]
-                edges = _move(edges, bucket.spec, element, 1, block.target)
-                parts.append((f"edges {d} of architecture {k}", _move(edges, bucket.spec, element, 2, block.source)))
+                parts.append((f"edges {d} of architecture {k}", _move_edges(edges, bucket.spec, element, block)))
     return parts
 
 
-def _move(x: Tensor, spec: GraphSpec, element: Element | None, dim: int, node_set: int) -> Tensor:
-    symmetry = spec.node_sets[node_set].symmetry
-    if element is None or symmetry is None:
+def _neurons(spec: GraphSpec, element: Element, node_set: int) -> Tensor:
+    """Where each neuron of a node set comes from, ``[B, n]``."""
+    axis, over = spec.node_sets[node_set].axis, spec.symmetries.over
+    classes = dict(axis.classes)
+    action = PermutationSpec((("neurons", (axis,)),), over=tuple(entry for entry in over if entry[0] in classes))
+    batch = next(iter(element.values())).shape[0]
+    still = {"neurons": torch.arange(axis.size).expand(batch, -1)}
+    return action.apply(still, {name: element[name] for name in classes}, batched=True)["neurons"]
+
+
+def _move_nodes(x: Tensor, spec: GraphSpec, element: Element | None, node_set: int) -> Tensor:
+    if element is None:
         return x
-    index = element[symmetry]
-    return x.take_along_dim(index.view(len(index), *[1] * (dim - 1), -1, *[1] * (x.dim() - dim - 1)), dim)
+    return x.take_along_dim(_neurons(spec, element, node_set).unsqueeze(-1), 1)
+
+
+def _move_edges(x: Tensor, spec: GraphSpec, element: Element | None, block: Block) -> Tensor:
+    """Edges ``[B, n_out, n_in / groups, F]``: a target's sources are numbered within its group."""
+    if element is None:
+        return x
+    target, source = (_neurons(spec, element, s) for s in (block.target, block.source))
+    each = x.shape[2]
+    inner = (source % each).unflatten(1, (block.groups, each))  # sources of one group come from one group
+    inner = inner.repeat_interleave(x.shape[1] // block.groups, 1)
+    x = x.take_along_dim(target[:, :, None, None], 1)
+    return x.take_along_dim(inner.unsqueeze(-1), 2)
 
 
 def _relative(found: Tensor, right: Tensor) -> float:

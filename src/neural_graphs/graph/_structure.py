@@ -176,6 +176,12 @@ class GraphSpec:
         sizes = self.node_sets[found.target].size, self.node_sets[found.source].size
         return sizes[0], sizes[1] // found.groups, found.features
 
+    @property
+    def shares(self) -> bool:
+        """Whether some parameter stands in more than one place."""
+        shared = any(feature.shared for nodes in self.node_sets for feature in nodes.features)
+        return shared or any(block.copy_of is not None for block in self.blocks)
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all tensors in state-dict order."""

@@ -36,6 +36,15 @@ def _rows(t: Tensor) -> Tensor:
     return t.reshape(-1, t.shape[-1])
 
 
+def _apart(t: Tensor, groups: int) -> Tensor:
+    """``[B, n, ...]`` -> ``[B * groups, n / groups, ...]``: a grouped block of a network is ``groups`` dense ones."""
+    return t.unflatten(1, (groups, -1)).flatten(0, 1)
+
+
+def _joined(t: Tensor, groups: int) -> Tensor:
+    return t.unflatten(0, (-1, groups)).flatten(1, 2)
+
+
 class _FourierEmbedding(torch.autograd.Function):
     """``z = [cos(e F), sin(e F)] W + b``; saves the scalar weights ``e`` only."""
 
@@ -180,14 +189,18 @@ def _messages(
 
 
 def modulated_statistics(
-    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, reverse: bool
+    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, reverse: bool, groups: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics over neighbours of FiLM-modulated messages (Kofinas et al. 2024, equations of NG-GNN).
 
     ``z`` ``[B, n_out, n_in, F]``; ``weight`` ``[2F', F]`` and ``bias`` ``[2F']`` map it to scale and shift; ``receiver``
     and ``sender`` are the projected embeddings of the two endpoints, ``[B, n, F']``. Returns sum, sum of squares, minimum
-    and maximum, each ``[B, n_receiver, F']``.
+    and maximum, each ``[B, n_receiver, F']``. With ``groups`` the in side of ``z`` is ``n_in / groups``.
     """
+    if groups > 1:
+        z, receiver, sender = (_apart(t, groups) for t in (z, receiver, sender))
+        total, square, low, high = modulated_statistics(z, weight, bias, receiver, sender, reverse)
+        return _joined(total, groups), _joined(square, groups), _joined(low, groups), _joined(high, groups)
     weight, bias, receiver, sender = (t.to(z.dtype) for t in (weight, bias, receiver, sender))
     return _ModulatedStatistics.apply(z.contiguous(), weight, bias, receiver, sender, reverse)
 
@@ -231,11 +244,15 @@ def _pre_activation(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor
     return out
 
 
-def edge_update(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor) -> Tensor:
+def edge_update(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor, groups: int = 1) -> Tensor:
     """``SiLU(W z_ij + p_i + q_j)``, the hidden layer of the edge MLP.
 
     ``z`` ``[B, n_out, n_in, F]``, ``weight`` ``[F', F]``, ``out_side`` ``[B, n_out, F']`` and ``in_side`` ``[B, n_in, F']``
-    the projected endpoints (biases included) -> ``[B, n_out, n_in, F']``.
+    the projected endpoints (biases included) -> ``[B, n_out, n_in, F']``. With ``groups`` the in side of ``z`` is
+    ``n_in / groups``.
     """
+    if groups > 1:
+        z, out_side, in_side = (_apart(t, groups) for t in (z, out_side, in_side))
+        return _joined(edge_update(z, weight, out_side, in_side), groups)
     weight, out_side, in_side = (t.to(z.dtype) for t in (weight, out_side, in_side))
     return _EdgeUpdate.apply(z.contiguous(), weight, out_side, in_side)

@@ -35,6 +35,8 @@ class WeightMLP(Encoder):
         self.net = nn.Sequential(*steps)
 
     def check_readable(self, graph: NeuralGraph) -> None:
+        if graph.spec.shares:
+            raise UserError("this MLP reads every parameter once, and this network uses some in several places")
         size = sum(math.prod(tensor.shape[1:]) for tensor in (*graph.edges, *graph.nodes))
         if size != self.parameters_read:
             raise UserError(f"this MLP reads networks of {self.parameters_read} parameters, this one has {size}")

@@ -128,8 +128,9 @@ class NGGNN(Encoder):
         seed: of the frequencies, which are buffers and saved with the model.
 
     Differs from the authors' code where that is not well defined: layer norm is over the features of each node, so that a
-    network's output does not depend on its batch mates. A network with more than ``max_io`` inputs or outputs, a kernel
-    larger than ``kernel``, or (with probes) another number of inputs raises ``UserError``.
+    network's output does not depend on its batch mates. Grouped blocks and residuals are read too, a residual as a weight
+    of 1. A network with more than ``max_io`` inputs or outputs, a kernel larger than ``kernel``, more than a bias per
+    neuron, attention, or (with probes) another number of inputs raises ``UserError``.
     """
 
     def __init__(
@@ -190,8 +191,19 @@ class NGGNN(Encoder):
             raise UserError(
                 f"this model probes networks of {self.probes.points.shape[1]} inputs, this one has {spec.num_inputs}"
             )
+        if self.probes is not None and graph.stack is None:
+            raise UserError("this model probes networks, and this graph holds no executable architecture")
+        for nodes in spec.node_sets:
+            if nodes.columns > 1:
+                raise UserError(
+                    f"this model reads one value per neuron, its bias: {nodes.name} has {nodes.columns} "
+                    f"({', '.join(nodes.parameters)})"
+                )
         for block in spec.blocks:
-            kernel_of(block.features, block.kernel, self.kernel)
+            if block.features:
+                kernel_of(block.features, block.kernel, self.kernel)
+            elif block.kind != "identity":
+                raise UserError(f"this model reads weights and residuals, but no {block.kind} without parameters")
 
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is not computed and returned as None."""
@@ -212,7 +224,7 @@ class NGGNN(Encoder):
             nodes = self._message_pass(layer, graph.spec, todo, todo.nodes[depth], nodes, edges, compose)
             if layer.edge_mlp is not None and layer.norm is not None:
                 nodes = self._activate(layer.norm, nodes)
-                edges = self._update_edges(layer.edge_mlp, todo, todo.edges[depth], nodes, edges, compose)
+                edges = self._update_edges(layer.edge_mlp, graph.spec, todo, todo.edges[depth], nodes, edges, compose)
                 compose = layer.edge_mlp.out
         found = tuple(nodes.get(s) for s in range(len(graph.spec.node_sets)))
         if reads != "edges":
@@ -234,8 +246,11 @@ class NGGNN(Encoder):
         return {s: x + self.position(graph.spec, s) for s, x in nodes.items()}
 
     def _embed_edges(self, graph: NeuralGraph, todo: Plan) -> dict[int, Tensor]:
+        # A residual is a weight of 1, at the centre of the kernel.
         blocks = [
             pad_kernel(edges, block.features, block.kernel, self.kernel)
+            if block.features
+            else pad_kernel(edges.new_ones(*edges.shape[:-1], 1), 1, (), self.kernel)
             for block, edges in zip(graph.spec.blocks, self.normalization.weights(graph), strict=True)
         ]
         roles: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
@@ -263,10 +278,9 @@ class NGGNN(Encoder):
         senders = nodewise(lambda x: F.linear(x, right), {way.sender: nodes[way.sender] for _, way in into})
         found: dict[int, list[tuple[Tensor, Tensor, Tensor, Tensor]]] = {s: [] for s in live}
         for d, way in into:
-            statistics = modulated_statistics(
-                edges[d], weight, bias, receivers[way.receiver], senders[way.sender], way.reverse
-            )
-            found[way.receiver].append(statistics)
+            ends = (receivers[way.receiver], senders[way.sender])
+            groups = spec.blocks[way.block].groups
+            found[way.receiver].append(modulated_statistics(edges[d], weight, bias, *ends, way.reverse, groups))
         degrees = self._degrees(spec)
         aggregated = {}
         for s in live:
@@ -280,6 +294,7 @@ class NGGNN(Encoder):
     def _update_edges(
         self,
         mlp: EdgeMLP,
+        spec: GraphSpec,
         todo: Plan,
         live: frozenset[int],
         nodes: Nodes,
@@ -297,15 +312,15 @@ class NGGNN(Encoder):
             way = todo.directions[d]
             ends = (receivers[way.receiver], senders[way.sender])
             out_side, in_side = reversed(ends) if way.reverse else ends
-            out[d] = edge_update(edges[d], weight, out_side, in_side)
+            out[d] = edge_update(edges[d], weight, out_side, in_side, spec.blocks[way.block].groups)
         return out
 
     def _degrees(self, spec: GraphSpec) -> list[int]:
         degrees = [0] * len(spec.node_sets)
         for block in spec.blocks:
-            degrees[block.target] += spec.node_sets[block.source].size
+            degrees[block.target] += spec.node_sets[block.source].size // block.groups
             if self.reverse_edges:
-                degrees[block.source] += spec.node_sets[block.target].size
+                degrees[block.source] += spec.node_sets[block.target].size // block.groups
         return degrees
 
 

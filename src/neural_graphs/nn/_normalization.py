@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphSpec, NeuralGraph
+from neural_graphs.graph import Block, GraphSpec, NeuralGraph
 
 Moments = tuple[float, float]
 
@@ -46,17 +46,20 @@ class Normalization:
         return cls(*({key: _moments(entry) for key, entry in sums[kind].items()} for kind in ("weight", "bias")))
 
     def weights(self, graph: NeuralGraph) -> list[Tensor]:
-        """Normalised edge features per block, ``[B, n_out, n_in, f]``."""
+        """Normalised edge features per block, ``[B, n_out, n_in / groups, f]``."""
         out = []
         for block, edges in zip(graph.spec.blocks, graph.edges, strict=True):
+            if not block.features:
+                out.append(edges)
+                continue
             depth = graph.spec.node_sets[block.target].depth
             mean, std = self._lookup(self.weight, depth, graph.spec.depth)
-            scale = math.sqrt(_fan_in(graph.spec, block.source, block.features))
+            scale = math.sqrt(_fan_in(graph.spec, block))
             out.append((edges - mean / scale) * (scale / std))
         return out
 
     def biases(self, graph: NeuralGraph) -> list[Tensor]:
-        """Normalised node features per node set, ``[B, n, 1]``; zeros where a set has no bias."""
+        """Normalised node features per node set, ``[B, n, c]``; zeros ``[B, n, 1]`` where a set has none."""
         out = []
         for node_set, nodes in zip(graph.spec.node_sets, graph.nodes, strict=True):
             if nodes.shape[-1] == 0:
@@ -91,8 +94,8 @@ class Normalization:
             raise UserError(f"the normalisation statistics of this model are broken: {error}") from None
 
 
-def _fan_in(spec: GraphSpec, source: int, features: int) -> int:
-    return spec.node_sets[source].size * features
+def _fan_in(spec: GraphSpec, block: Block) -> int:
+    return spec.node_sets[block.source].size // block.groups * block.features
 
 
 def _role(depth: int, layers: int) -> str:
@@ -101,8 +104,9 @@ def _role(depth: int, layers: int) -> str:
 
 def _tensors(graph: NeuralGraph) -> Iterable[tuple[str, int, Tensor, float]]:
     for block, edges in zip(graph.spec.blocks, graph.edges, strict=True):
-        scale = math.sqrt(_fan_in(graph.spec, block.source, block.features))
-        yield "weight", graph.spec.node_sets[block.target].depth, edges, scale
+        if block.features:
+            scale = math.sqrt(_fan_in(graph.spec, block))
+            yield "weight", graph.spec.node_sets[block.target].depth, edges, scale
     for node_set, nodes in zip(graph.spec.node_sets, graph.nodes, strict=True):
         if nodes.shape[-1]:
             yield "bias", node_set.depth, nodes, 1.0

@@ -68,8 +68,11 @@ def augment(
 
 
 def _check(graph: NeuralGraph, rotation: float) -> None:
-    chain = all(b.source + 1 == b.target and b.features == 1 for b in graph.spec.blocks)
-    if not chain or any(block.kernel for block in graph.spec.blocks):
+    chain = all(
+        (b.source, b.target, b.features, b.groups, b.kernel, b.copy_of) == (k, k + 1, 1, 1, (), None)
+        for k, b in enumerate(graph.spec.blocks)
+    )
+    if not chain or any(nodes.columns > 1 for nodes in graph.spec.node_sets):
         raise UserError(
             "augment: translation, rotation and scaling move the image of a coordinate network, and these networks are "
             "none: set augment.translation=0 augment.rotation=0 augment.scaling=0"
