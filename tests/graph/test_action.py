@@ -167,7 +167,29 @@ def close(a: Element, b: Element) -> bool:
 @given(specs(), seeds)
 def test_permutations_equal_the_twin(spec: PermutationSpec, seed: int) -> None:
     state, element = numbered(spec), spec.sample(seed)
+    moved = spec.apply(state, element)
+    assert same(moved, permuted_twin(spec, state, element))
+    assert all(value.is_contiguous() for value in moved.values())
+
+
+H, D, G, P = ("H", 3), ("d", 3), ("g", 3), ("o", 3)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (Axis(((H, H, D),)),),
+        (Axis(((H, D, H),)),),
+        (Axis(((D, H, H),)),),
+        # o ties both axes together, yet each d keeps to the H beside it
+        (Axis(((H, D, G),)), Axis(((D, H, P),))),
+    ],
+)
+def test_a_class_depends_on_the_nearest_of_several(axes: tuple[Axis, ...]) -> None:
+    spec = PermutationSpec((("w", axes), ("v", (Axis(((G, P),)),))), over=(("d", ("H",)), ("o", ("g",))))
+    state, element = numbered(spec), spec.sample(0)
     assert same(spec.apply(state, element), permuted_twin(spec, state, element))
+    assert same(spec.apply(spec.apply(state, element), spec.invert(element)), state)
 
 
 @quick
@@ -226,6 +248,19 @@ def heads() -> PermutationSpec:
         ("conv", (Axis(((("g", 2), ("o", 3)),)), Axis.of("i", 2), Axis.fixed(3))),
     )
     return PermutationSpec(entries, over=(("d", ("H",)), ("v", ("H",)), ("o", ("g",)), ("i", ("g",))))
+
+
+def test_axes_that_move_together_need_not_be_neighbours() -> None:
+    spec = PermutationSpec((("w", (Axis(((D,),)), Axis.fixed(2), Axis(((H,),)))),), over=(("d", ("H",)),))
+    state, element = numbered(spec), spec.sample(0)
+    moved = spec.apply(state, element)
+    assert same(moved, permuted_twin(spec, state, element)) and moved["w"].is_contiguous()
+    several = spec.sample(0, batch=2)
+    together = spec.apply(numbered(spec, 2), several, batched=True)["w"]
+    assert together.is_contiguous() and together.shape == (2, 3, 2, 3)
+    for n, value in enumerate(numbered(spec, 2)["w"]):
+        one = {name: index[n] for name, index in several.items()}
+        assert torch.equal(together[n], permuted_twin(spec, {"w": value}, one)["w"])
 
 
 def test_attention_is_left_unchanged() -> None:
