@@ -2,106 +2,187 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from neural_graphs._progress import track
 from neural_graphs.errors import UserError
 from neural_graphs.graph._graph import NeuralGraph
 from neural_graphs.graph._spec import Element, PermutationSpec
 
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""Largest relative change that counts as rounding, for the coarsest dtype that the network computes in."""
+
+_MOST_CONTROLS = 48  # tensors left unpermuted in turn; a network with more of them has these spread evenly
+
+State = dict[str, Tensor]
+
+Run = Callable[[dict[str, Tensor]], list[Tensor]]
+"""A network's floating-point outputs with the given tensors."""
+
 
 @dataclass(frozen=True)
 class SymmetryReport:
-    """What ``NeuralGraph.check`` measured. Errors are max |difference| relative to max |output| (``error``) over
-    ``samples`` group elements; ``control`` is the smallest error seen when one tensor is left unpermuted."""
+    """What ``NeuralGraph.check`` measured, over ``samples`` group elements.
+
+    Errors are max |difference| relative to max |output|: ``error`` under permutations, ``rescalings`` under every kind of
+    rescaling that the spec lists. ``control`` is the smallest error seen when one tensor that the permutation moves is left
+    as it was; ``inert`` names tensors that the output does not depend on at all (the bias of attention's keys, which the
+    softmax cancels), whose control shows nothing. ``dtype`` is the coarsest one in which the network computes:
+    ``tolerance`` follows from it.
+    """
 
     group: str
     samples: int
     error: float
     control: float
     tolerance: float
+    rescalings: dict[str, float] = field(default_factory=dict)
+    inert: tuple[str, ...] = ()
+    dtype: str = "float64"
 
     @property
     def passed(self) -> bool:
         """The group leaves the function alone, and the test would have noticed a wrong one."""
-        return self.error <= self.tolerance and (self.control > 10 * self.tolerance or self.group == "trivial")
+        within = all(error <= self.tolerance for error in (self.error, *self.rescalings.values()))
+        return within and (self.control > 10 * self.tolerance or self.group == "trivial")
 
     def __str__(self) -> str:
         verdict = "holds" if self.passed else "FAILS"
+        rescaled = "".join(f", {kind} changes by at most {error:.1e}" for kind, error in self.rescalings.items())
         return (
-            f"{self.group} {verdict}: {self.samples} random elements change the output by at most {self.error:.1e} "
-            f"(tolerance {self.tolerance:.0e}); leaving one tensor unpermuted changes it by at least {self.control:.1e}"
+            f"{self.group} {verdict}: {self.samples} random elements change the output by at most {self.error:.1e}"
+            f"{rescaled} (tolerance {self.tolerance:.0e}, {self.dtype}); leaving one tensor unpermuted changes it by at "
+            f"least {self.control:.1e}"
         )
 
 
 def check_symmetries(
     graph: NeuralGraph,
     module: nn.Module | None = None,
-    inputs: Tensor | None = None,
+    inputs: Any = None,
     samples: int = 4,
     seed: int = 0,
     tolerance: float = 1e-9,
+    kinds: Collection[str] = ("permutation",),
+    controls: int = 16,
 ) -> SymmetryReport:
     """Draw group elements, apply them to the network's own state dict, rerun it and report the largest relative error.
 
-    Runs in float64. With ``module`` the real module is rerun (it must hold the parameters' names and stays unchanged);
-    without it the graph's own stack. ``inputs`` defaults to 64 random points (for stacks that start with a convolution,
-    pass images). The negative control applies the same elements to every tensor but one, for each tensor that the element
-    moves in turn; a check that could not fail would show a control of 0.
+    Runs in float64, in evaluation mode. With ``module`` the real module is rerun (it must hold the parameters' names and
+    stays unchanged) on ``inputs``: a tensor, a tuple of positional arguments or a dictionary of keyword arguments; without
+    it the graph's own stack, on 64 random points by default (for stacks that start with a convolution, pass images).
+    ``kinds`` are those of ``PermutationSpec.sample``.
+
+    The negative control applies the same elements to every tensor but one, for up to ``controls`` of the tensors that the
+    element moves in turn; a check that could not fail would show a control of 0. Tensors on which the output does not
+    depend at all (a key's bias, which a softmax cancels) show nothing and are left out. Raises ``UserError`` when the
+    network does not run.
     """
-    spec = graph.symmetries
     generator = torch.Generator().manual_seed(seed)
     first = graph[0]
-    state = {name: value.detach().double() for name, value in first.to_state_dict().items()}
+    spec, tied = graph.symmetries, graph.spec.canonical
+    state = {name: _double(value.detach()) for name, value in first.to_state_dict().items() if name not in tied}
     if inputs is None:
-        if graph.spec.blocks[0].kernel:
-            raise UserError("give example inputs [K, c, h, w] to check a convolutional network")
+        if graph.stack is None or graph.spec.blocks[0].kernel:
+            raise UserError(
+                "give example inputs (such as [K, c, h, w] for a convolutional network) to check this network"
+            )
         inputs = torch.rand(64, graph.spec.num_inputs, generator=generator, dtype=torch.float64) * 2 - 1
-    inputs = inputs.double()
+    inputs = pytree.tree_map(_double, inputs)
+    run = _module_runner(module, inputs, set(graph.spec.shapes)) if module is not None else _stack_runner(first, inputs)
 
-    def run(params: dict[str, Tensor]) -> Tensor:
-        if module is None:
-            return first._runnable().forward({k: v.unsqueeze(0) for k, v in params.items()}, inputs)[0]
-        rest = {k: v.double() for k, v in module.state_dict().items() if k not in params and v.is_floating_point()}
-        return functional_call(module, {**params, **rest}, (inputs,))
-
-    training = module.training if module is not None else False
-    if module is not None:
-        module.eval()
+    training = [child for child in module.modules() if child.training] if module is not None else []
+    for child in training:
+        child.training = False
     try:
         with torch.no_grad():
             reference = run(state)
-            size = reference.abs().max().clamp_min(1e-300)
+            if not reference:
+                raise UserError("the network has no floating-point output that could be compared")
             error, control = 0.0, float("inf")
             for _ in range(samples):
-                element = _draw(spec, generator)
+                element = _draw(spec, generator, kinds)
                 moved = spec.apply(state, element)
-                error = max(error, _finite((run(moved) - reference).abs().max() / size))
-                for name, axes in spec.axes:
-                    if any(axis.moves for axis in axes) and not torch.equal(moved[name], state[name]):
-                        wrong = run({**moved, name: state[name]})
-                        control = min(control, _finite((wrong - reference).abs().max() / size))
+                error = max(error, _change(reference, run(moved)))
+                names = [name for name in state if not torch.equal(moved[name], state[name])]
+                for name in names[:: max(1, -(-len(names) // controls))]:
+                    change = _change(reference, run({**moved, name: state[name]}))
+                    if change > 10 * tolerance or _matters(run, state, reference, name, tolerance):
+                        control = min(control, change)
     finally:
-        if module is not None:
-            module.train(training)
-    group = str(spec) if spec.log10_order > 0 else "trivial"
-    return SymmetryReport(group, samples, error, 0.0 if control == float("inf") else control, tolerance)
+        for child in training:
+            child.training = True
+    return SymmetryReport(_group(spec, kinds), samples, error, 0.0 if control == float("inf") else control, tolerance)
 
 
-def _draw(spec: PermutationSpec, generator: torch.Generator) -> Element:
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _stack_runner(graph: NeuralGraph, inputs: Tensor) -> Run:
+    stack = graph._runnable()
+    return lambda state: [stack.forward({name: value.unsqueeze(0) for name, value in state.items()}, inputs)[0]]
+
+
+def _module_runner(module: nn.Module, inputs: Any, known: set[str]) -> Run:
+    """Runs ``module`` with the given tensors; all its others (buffers outside the state dict) in float64 too."""
+    args, kwargs = (
+        ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
+    )
+    others = {
+        name: _double(value.detach())
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+        if name not in known
+    }
+
+    def run(state: dict[str, Tensor]) -> list[Tensor]:
+        found = functional_call(module, {**others, **state}, args, kwargs)
+        return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    return run
+
+
+def _change(before: list[Tensor], after: list[Tensor]) -> float:
+    """Largest difference relative to the largest entry, over all outputs; a network that gives NaN is never equal."""
+    found = [
+        float((b - a).abs().max() / a.abs().max().clamp_min(1e-300))
+        for a, b in zip(before, after, strict=True)
+        if a.numel()
+    ]
+    return max(float("inf") if math.isnan(value) else value for value in found) if found else 0.0
+
+
+def _matters(run: Run, state: dict[str, Tensor], reference: list[Tensor], name: str, tolerance: float) -> bool:
+    """Whether the output depends on this tensor."""
+    value = state[name]
+    if not value.is_floating_point():
+        return True
+    noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=value.dtype)
+    return _change(reference, run({**state, name: value + noise})) > tolerance
+
+
+def _group(spec: PermutationSpec, kinds: Collection[str]) -> str:
+    counts = Counter(rescaling.kind for rescaling in spec.rescalings if rescaling.kind in kinds)
+    parts = [str(spec)] if "permutation" in kinds and spec.log10_order > 0 else []
+    return " and ".join([*parts, *(f"{count} x {kind}" for kind, count in counts.items())]) or "trivial"
+
+
+def _draw(spec: PermutationSpec, generator: torch.Generator, kinds: Collection[str]) -> Element:
     """A random element; not the identity, which shows nothing, unless there is no other."""
+    still = spec.identity()
     while True:
-        element = spec.sample(generator)
-        moves = any(not torch.equal(index, index.sort().values) for index in element.values())
-        if moves or spec.log10_order == 0:
+        element = spec.sample(generator, kinds=kinds)
+        if any(not torch.equal(value, still.get(key, torch.ones_like(value))) for key, value in element.items()):
             return element
-
-
-def _finite(difference: Tensor) -> float:
-    """A network that gives NaN is never equal to anything."""
-    value = float(difference)
-    return float("inf") if math.isnan(value) else value
+        if _group(spec, kinds) == "trivial":
+            return element
