@@ -14,19 +14,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from neural_graphs.explore._fold import Fold
+from neural_graphs.explore._fold import HEIGHT, MARGIN, Fold, Point
 
 if TYPE_CHECKING:
     from neural_graphs.graph import Block, GraphSpec, NodeSet
 
-HEIGHT = 40.0  # of a box
-PITCH = 82.0  # from row to row
 GAP = 22.0  # between boxes of a row
 LANE = 12.0  # width of an edge that passes a row
-MARGIN = 26.0
 _SWEEPS = 12
-
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,16 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A drawing in pixels at normal size. ``paths[k]`` is block k as cubic Bézier pieces: a start, then triples."""
+    """A drawing in pixels at normal size. ``paths[k]`` is block k as cubic Bézier pieces: a start, then triples.
+
+    ``column`` is the width of the first column, margins included.
+    """
 
     boxes: tuple[Box, ...]
     paths: tuple[tuple[Point, ...], ...]
     width: float
     height: float
+    column: float
 
 
 def style_of(block: Block) -> str:
@@ -61,6 +60,7 @@ def arrange(spec: GraphSpec, folded: bool = True) -> Arrangement:
     rows = _rows(spec)
     drawing = _Drawing(spec, rows)
     drawing.order()
+    drawing.tie()
     drawing.place()
     return drawing.finish(folded)
 
@@ -103,15 +103,15 @@ class _Drawing:
             incoming[block.target] += 1
         self.labels = [label(nodes) for nodes in spec.node_sets]
         self.widths = [
-            max(76.0, 20 + 6.9 * max(len(title) * 1.04, len(detail) * 0.9), 12.0 * count + 24)
+            max(84.0, 38 + 7.2 * max(len(title), 0.86 * len(detail)), min(12.0 * count + 24, 240.0))
             for (title, detail), count in zip(self.labels, incoming, strict=True)
         ]
         self.row = list(rows)
         self.rows: list[list[int]] = [[] for _ in range(max(rows) + 1)]
         for item, row in enumerate(rows):
             self.rows[row].append(item)
-        self.up: list[dict[int, float]] = [{} for _ in rows]
-        self.down: list[dict[int, float]] = [{} for _ in rows]
+        self.up: list[set[int]] = [set() for _ in rows]
+        self.down: list[set[int]] = [set() for _ in rows]
         self.chains: list[list[int]] = []  # per block: source, lane points, target; empty for loops and edges backwards
         lanes: dict[tuple[int, str], list[int]] = defaultdict(list)
         for block in spec.blocks:
@@ -127,14 +127,13 @@ class _Drawing:
             self.widths.append(LANE)
             self.row.append(first + 1 + len(lane))
             self.rows[self.row[-1]].append(len(self.row) - 1)
-            self.up.append({})
-            self.down.append({})
+            self.up.append(set())
+            self.down.append(set())
             lane.append(len(self.row) - 1)
         chain = [block.source, *lane[: last - first - 1], block.target]
-        sets = len(self.spec.node_sets)
         for a, b in pairwise(chain):
-            weight = 1.0 + 3 * (a >= sets) + 3 * (b >= sets) if a >= sets or b >= sets else 2.0
-            self.down[a][b] = self.up[b][a] = max(weight, self.down[a].get(b, 0.0))
+            self.down[a].add(b)
+            self.up[b].add(a)
         return chain
 
     # -- order within the rows ----------------------------------------------------------------------------------------
@@ -170,16 +169,34 @@ class _Drawing:
 
     # -- positions ----------------------------------------------------------------------------------------------------
 
+    def tie(self) -> None:
+        """Ends of the blocks on their boxes, and how strongly each piece of an edge wants to be straight."""
+        places = {item: i for row in self.rows for i, item in enumerate(row)}
+        self.starts, self.ends = self._ports(0, places), self._ports(1, places)
+        pulls: dict[tuple[int, int], tuple[float, float]] = {}
+        for k, chain in enumerate(self.chains):
+            strength = 60.0 if self.spec.blocks[k].kind == "identity" else 6.0 if len(chain) > 2 else 1.0
+            for a, b in pairwise(chain):
+                shift = (self.starts[k] if a == chain[0] else 0.0) - (self.ends[k] if b == chain[-1] else 0.0)
+                pulls[a, b] = max(pulls.get((a, b), (0.0, 0.0)), (strength, shift))
+        self.pulls: list[list[tuple[int, float, float]]] = [[] for _ in self.row]
+        for (a, b), (strength, shift) in pulls.items():
+            self.pulls[b].append((a, strength, shift))
+            self.pulls[a].append((b, strength, -shift))
+
     def place(self) -> None:
         for row in self.rows:
             self._settle(row, [0.0] * len(row), [1.0] * len(row))
         for sweep in range(4 * _SWEEPS):
-            for row in self.rows if sweep % 2 == 0 else self.rows[::-1]:
+            # Straightening down and up carries a place along the whole drawing; the last sweeps balance both directions.
+            both, down = sweep >= 2 * _SWEEPS, sweep % 2 == 0
+            for row in self.rows if down else self.rows[::-1]:
                 wanted, weights = [], []
                 for item in row:
-                    near = list(self.up[item].items()) + list(self.down[item].items())
-                    weight = sum(w for _, w in near)
-                    wanted.append(sum(w * self.x[n] for n, w in near) / weight if weight else self.x[item])
+                    near = [p for p in self.pulls[item] if both or (self.row[p[0]] < self.row[item]) == down]
+                    weight = sum(strength for _, strength, _ in near)
+                    pull = sum(strength * (self.x[n] + shift) for n, strength, shift in near)
+                    wanted.append(pull / weight if weight else self.x[item])
                     weights.append(weight or 0.1)
                 self._settle(row, wanted, weights)
 
@@ -202,46 +219,50 @@ class _Drawing:
     # -- the result ---------------------------------------------------------------------------------------------------
 
     def finish(self, folded: bool) -> Arrangement:
-        crossing = [len(row) for row in self.rows]
         extents = [
             (min(self.x[i] - self.widths[i] / 2 for i in row), max(self.x[i] + self.widths[i] / 2 for i in row))
             for row in self.rows
         ]
-        fold = Fold(extents, crossing, PITCH, HEIGHT, MARGIN, folded)
+        stops = []
+        for k, chain in enumerate(self.chains):
+            way = [(self.row[i], self.x[i]) for i in chain]
+            if chain:
+                way[0] = (way[0][0], way[0][1] + self.starts[k])
+                way[-1] = (way[-1][0], way[-1][1] + self.ends[k])
+            stops.append(way)
+        fold = Fold(extents, stops, folded)
         boxes = []
         for i, (title, detail) in enumerate(self.labels):
             x, y = fold.at(self.row[i], self.x[i])
             boxes.append(Box(x, y, self.widths[i], HEIGHT, title, detail))
-        starts, ends = self._ports()
         paths = []
+        for k, way in enumerate(stops):
+            block = self.spec.blocks[k]
+            paths.append(fold.path(k) if way else _loop(boxes[block.source], boxes[block.target]))
+        return Arrangement(tuple(boxes), tuple(paths), fold.width, fold.height, fold.right[0] + MARGIN)
+
+    def _ports(self, side: int, places: dict[int, int]) -> dict[int, float]:
+        """Where blocks leave (side 0) or enter (1) their boxes, from the middle, in the order in which they come.
+
+        A residual stands in the middle, the others around it, so that a residual stream is one straight line.
+        """
+        ports: dict[int, float] = {}
+        groups: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for k, chain in enumerate(self.chains):
             if chain:
-                stops = [(self.row[i], self.x[i]) for i in chain]
-                stops[0], stops[-1] = (stops[0][0], starts[k]), (stops[-1][0], ends[k])
-                paths.append(fold.path(stops, k))
-            else:
-                block = self.spec.blocks[k]
-                paths.append(_loop(boxes[block.source], boxes[block.target]))
-        return Arrangement(tuple(boxes), tuple(paths), fold.width, fold.height)
-
-    def _ports(self) -> tuple[dict[int, float], dict[int, float]]:
-        """Where blocks leave and enter their boxes, side by side in the order in which they come."""
-        found: tuple[dict[int, float], dict[int, float]] = ({}, {})
-        for side, ports in enumerate(found):
-            groups: dict[int, list[tuple[float, tuple[int, str] | int, int]]] = defaultdict(list)
-            for k, chain in enumerate(self.chains):
-                if chain:
-                    own, near = (chain[0], chain[1]) if side == 0 else (chain[-1], chain[-2])
-                    # Edges that share a lane leave through one port; all others have their own.
-                    shared = near if side == 0 and near >= len(self.spec.node_sets) else -1 - k
-                    groups[own].append((self.x[near], shared, k))
-            for own, members in groups.items():
-                members.sort(key=lambda member: (member[0], member[2]))
-                numbers = {shared: i for i, shared in enumerate(dict.fromkeys(m[1] for m in members))}
-                step = min(14.0, (self.widths[own] - 24) / max(1, len(numbers) - 1))
-                for _, shared, k in members:
-                    ports[k] = self.x[own] + step * (numbers[shared] - (len(numbers) - 1) / 2)
-        return found
+                own, near = (chain[0], chain[1]) if side == 0 else (chain[-1], chain[-2])
+                # Edges that share a lane leave through one port; all others have their own.
+                shared = near if side == 0 and near >= len(self.spec.node_sets) else -1 - k
+                groups[own].append((places[near], shared, k))
+        for own, members in groups.items():
+            members.sort(key=lambda member: (member[0], member[2]))
+            numbers = {shared: i for i, shared in enumerate(dict.fromkeys(member[1] for member in members))}
+            straight = [numbers[m[1]] for m in members if self.spec.blocks[m[2]].kind == "identity"]
+            middle = straight[len(straight) // 2] if straight else (len(numbers) - 1) / 2
+            step = min(14.0, (self.widths[own] / 2 - 12) / max(middle, len(numbers) - 1 - middle, 1))
+            for _, shared, k in members:
+                ports[k] = step * (numbers[shared] - middle)
+        return ports
 
 
 def label(nodes: NodeSet) -> tuple[str, str]:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from neural_graphs.graph import NeuralGraph, NodeSet
+    from torch import Tensor
+
+    from neural_graphs.graph import Block, NeuralGraph, NodeSet
 
 MOST_NEURONS = 40  # drawn per node set; a larger set shows evenly spaced ones
 MOST_EDGES = 2500  # drawn per block, the strongest ones
+_SIDE = 46  # left and right of the outer columns, room for their labels
 _LEVELS = 8  # shades per sign: edges of one shade share a path, which keeps the page small
 
 
@@ -49,33 +52,63 @@ def png(image: np.ndarray) -> str:
 def draw_graph(graph: NeuralGraph, width: int = 880, height: int = 460) -> str:
     """Network 0 of `graph`: node sets as columns, edges coloured by sign and shaded by size, per block.
 
-    Neurons are shaded by their bias. Convolution kernels and flattened maps count with their largest entry.
+    Neurons are shaded by their bias. Convolution kernels and flattened maps count with their largest entry; residuals are
+    thin grey lines.
     """
+    layers = "-".join(str(nodes.size) for nodes in graph.spec.node_sets)
+    return svg(width, height, neurons_and_edges(graph, width, height), f"Neural graph of a {layers} network")
+
+
+def column_places(count: int, width: float) -> list[float]:
+    """Horizontal places of `count` node sets."""
+    step = (width - 2 * _SIDE) / max(1, count - 1)
+    return [_SIDE + step * i for i in range(count)]
+
+
+def neurons_and_edges(graph: NeuralGraph, width: float, height: float) -> str:
+    """What `draw_graph` draws, without the SVG element around it."""
     sets = graph.spec.node_sets
-    top, bottom, side = 16, 58, 46
+    top, bottom = 16, 58
     shown = [_evenly(nodes.size) for nodes in sets]
     # Hidden layers in a deep network come closer together; names then do not fit side by side and are left to tooltips.
-    step = (width - 2 * side) / max(1, len(sets) - 1)
-    xs = [side + step * i for i in range(len(sets))]
+    xs = column_places(len(sets), width)
+    step = xs[1] - xs[0] if len(xs) > 1 else width
     ys = [_column(len(picked), top, height - bottom) for picked in shown]
     parts = []
     for block, edges in zip(graph.spec.blocks, graph.edges, strict=True):
-        weights = edges[0].detach().float().cpu().numpy()
-        strongest = np.take_along_axis(weights, np.abs(weights).argmax(-1, keepdims=True), -1)[..., 0]
-        picked = strongest[np.ix_(shown[block.target], shown[block.source])]
-        parts.append(_edges(picked, xs[block.source], ys[block.source], xs[block.target], ys[block.target]))
+        weights, present = _strongest(block, edges[0], sets[block.source].size)
+        picked = np.ix_(shown[block.target], shown[block.source])
+        ends = (xs[block.source], ys[block.source], xs[block.target], ys[block.target])
+        parts.append(_edges(weights[picked], present[picked], block.parameter is not None, *ends))
     for number, nodes in enumerate(sets):
         bias = graph.nodes[number][0].detach().float().cpu().numpy()
         parts.append(_neurons(nodes, bias, shown[number], xs[number], ys[number]))
         anchor = "start" if number == 0 else "end" if number == len(sets) - 1 else "middle"
-        x = xs[number] + {"start": -side + 4, "middle": 0, "end": side - 4}[anchor]
+        x = xs[number] + {"start": -_SIDE + 4, "middle": 0, "end": _SIDE - 4}[anchor]
         if step >= 90 or anchor != "middle":
             parts.append(text(x, height - 32, f"{nodes.size} {_noun(nodes)}", anchor, "strong"))
             detail = nodes.name if nodes.role != "input" else "coordinates" if nodes.size == 2 else ""
             detail += f" · {nodes.activation}" if nodes.activation.kind != "none" else ""
             parts.append(text(x, height - 14, detail, anchor, "dim"))
-    layers = "-".join(str(nodes.size) for nodes in sets)
-    return svg(width, height, "".join(parts), f"Neural graph of a {layers} network")
+    return "".join(parts)
+
+
+def _strongest(block: Block, edges: Tensor, sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per pair of neurons `[n_target, n_source]` the entry with the largest absolute value, and whether there is an edge."""
+    values = np.nan_to_num(edges.detach().float().cpu().numpy())
+    targets = len(values)
+    if values.shape[2]:
+        values = np.take_along_axis(values, np.abs(values).argmax(-1, keepdims=True), -1)[..., 0]
+    else:
+        values = np.zeros(values.shape[:2])
+    if block.groups == 1:
+        return values, np.ones_like(values, dtype=bool)
+    weights, present = np.zeros((targets, sources)), np.zeros((targets, sources), dtype=bool)
+    inside = sources // block.groups
+    rows = np.arange(targets)[:, None]
+    columns = rows // (targets // block.groups) * inside + np.arange(inside)
+    weights[rows, columns], present[rows, columns] = values, True
+    return weights, present
 
 
 def _noun(nodes: NodeSet) -> str:
@@ -93,14 +126,27 @@ def _column(count: int, top: float, bottom: float) -> np.ndarray:
     return (top + bottom) / 2 + gap * (np.arange(count) - (count - 1) / 2)
 
 
-def _edges(weights: np.ndarray, x0: float, y0: np.ndarray, x1: float, y1: np.ndarray) -> str:
+def _edges(
+    weights: np.ndarray, present: np.ndarray, weighted: bool, x0: float, y0: np.ndarray, x1: float, y1: np.ndarray
+) -> str:
     size = np.abs(weights).ravel()
-    order = np.argsort(size)[-MOST_EDGES:]
-    unit = np.quantile(size, 0.98) if size.size else 1.0
+    order = np.argsort(size)
+    order = order[present.ravel()[order]][-MOST_EDGES:]
+    unit = np.quantile(size[order], 0.98) if order.size else 1.0
     level = np.minimum(size / (unit or 1.0) * _LEVELS, _LEVELS - 1).astype(int)
     positive = weights.ravel() > 0
     bend = (x1 - x0) * 0.42
     target, source = np.divmod(np.arange(size.size), max(1, weights.shape[1]))
+
+    def path(chosen: Iterable[int]) -> str:
+        return "".join(
+            f"M{x0:.0f} {y0[source[e]]:.1f}C{x0 + bend:.0f} {y0[source[e]]:.1f} {x1 - bend:.0f} {y1[target[e]]:.1f} "
+            f"{x1:.0f} {y1[target[e]]:.1f}"
+            for e in chosen
+        )
+
+    if not weighted:
+        return f'<path d="{path(order)}" fill="none" style="stroke:var(--dim);stroke-opacity:.45;stroke-width:.8"/>'
     parts = []
     for step in range(_LEVELS):
         for sign, colour in ((False, "neg"), (True, "pos")):
@@ -108,19 +154,14 @@ def _edges(weights: np.ndarray, x0: float, y0: np.ndarray, x1: float, y1: np.nda
             if not chosen:
                 continue
             share = (step + 1) / _LEVELS
-            path = "".join(
-                f"M{x0:.0f} {y0[source[e]]:.1f}C{x0 + bend:.0f} {y0[source[e]]:.1f} {x1 - bend:.0f} {y1[target[e]]:.1f} "
-                f"{x1:.0f} {y1[target[e]]:.1f}"
-                for e in chosen
-            )
             opacity, thickness = 0.06 + 0.74 * share**1.6, 0.5 + 1.3 * share
             style = f"stroke:var(--{colour});stroke-opacity:{opacity:.2f};stroke-width:{thickness:.2f}"
-            parts.append(f'<path d="{path}" fill="none" style="{style}"/>')
+            parts.append(f'<path d="{path(chosen)}" fill="none" style="{style}"/>')
     return "".join(parts)
 
 
 def _neurons(nodes: NodeSet, bias: np.ndarray, shown: np.ndarray, x: float, y: np.ndarray) -> str:
-    values = bias[:, 0] if bias.shape[1] else np.zeros(len(bias))
+    values = np.nan_to_num(bias[:, 0]) if bias.shape[1] else np.zeros(len(bias))
     unit = float(np.abs(values).max()) or 1.0
     gap = float(y[1] - y[0]) if len(y) > 1 else 60.0
     radius = min(9.0, max(2.5, gap * 0.38))
