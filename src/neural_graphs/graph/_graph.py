@@ -194,7 +194,7 @@ class NeuralGraph:
             raise UserError("this graph holds no executable architecture, so the network cannot be run")
         return self.stack
 
-    def check(self, module: nn.Module | None = None, inputs: Tensor | None = None, **kwargs: Any) -> SymmetryReport:
+    def check(self, module: nn.Module | None = None, inputs: Any = None, **kwargs: Any) -> SymmetryReport:
         """Verify the symmetry claim numerically on the real network; see ``check_symmetries``."""
         from neural_graphs.graph._check import check_symmetries
 
