@@ -28,20 +28,28 @@ def make_module(model: Any, arguments: Mapping[str, Any] | None = None, seed: in
     Raises:
         UserError: there is no such object, importing or calling it raised, or what it gave is no ``nn.Module``.
     """
-    if not isinstance(model, str):
-        return _call(model, getattr(model, "__name__", type(model).__name__), arguments, seed)
-    origin, _, name = model.rpartition(":")
-    if not origin or not name:
-        raise UserError(f"model {model!r}: write it as package.module:factory or file.py:factory")
-    with _importable(Path(origin).parent if origin.endswith(".py") else Path.cwd()):
-        found: Any = _import(origin, model)
-        for part in name.split("."):
-            if not hasattr(found, part):
-                close = difflib.get_close_matches(part, [key for key in vars(found) if not key.startswith("_")], 1)
-                hint = f"; did you mean {close[0]}?" if close else ""
-                raise UserError(f"model {model}: {origin} has no {name}{hint}")
-            found = getattr(found, part)
-        return _call(found, model, arguments, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not isinstance(model, str):
+            return _call(model, getattr(model, "__name__", type(model).__name__), arguments)
+        origin, _, name = model.rpartition(":")
+        if not origin or not name:
+            raise UserError(f"model {model!r}: write it as package.module:factory or file.py:factory")
+        with _importable(Path(origin).parent if origin.endswith(".py") else Path.cwd()):
+            found = _find(_import(origin, model), name, model)
+            torch.manual_seed(seed)  # again: the first import of a file may have drawn numbers
+            return _call(found, model, arguments)
+
+
+def _find(module: ModuleType, name: str, model: str) -> Any:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            close = difflib.get_close_matches(part, [key for key in vars(found) if not key.startswith("_")], 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"model {model}: {model.rpartition(':')[0]} has no {name}{hint}")
+        found = getattr(found, part)
+    return found
 
 
 @contextmanager
@@ -74,14 +82,13 @@ def _import(origin: str, model: str) -> ModuleType:
     return module
 
 
-def _call(found: Any, model: str, arguments: Mapping[str, Any] | None, seed: int) -> nn.Module:
+def _call(found: Any, model: str, arguments: Mapping[str, Any] | None) -> nn.Module:
     if not isinstance(found, nn.Module):
         if not callable(found):
             raise UserError(
                 f"model {model} is of type {type(found).__name__}, neither a module nor a function that makes one"
             )
-        with torch.random.fork_rng(devices=[]), _clear_failure(f"model {model}: calling it failed"):
-            torch.manual_seed(seed)
+        with _clear_failure(f"model {model}: calling it failed"):
             found = found(**(arguments or {}))
     elif arguments:
         raise UserError(f"model {model} is a finished module: it takes no arguments")
