@@ -69,7 +69,7 @@ WRONG_USAGE = [
     (["graph", "x", "--jso"], "--jso"),
     (["check", "x", "--samples", "0"], "0 is not a positive number"),
     (["check", "x", "--threads", "many"], "invalid positive number value: 'many'"),
-    (["check", "x", "--input", "3x"], "shape such as 3x32x32"),
+    (["check", "x", "--input", "3x"], "write 3x224x224"),
     (["zoo", "make", "inr"], "-o/--out"),
     (["zoo", "make", "inr", "-o", "z", "--widths", "a,b"], "list such as 32,32"),
     (["eval", "r", "--split", "all"], "invalid choice: 'all'"),

@@ -344,3 +344,15 @@ def test_folders_without_weights() -> None:
         load_model("net", "my_nets:Net", "ids:4")
     with pytest.raises(UserError, match="net has no config.json"):
         load_model("net")
+
+
+def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("transformers", "onnx"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    shards()
+    Path("net/config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match=r"pip install 'neural-graphs\[hub\]'"):
+        load_model("net")
+    Path("net.onnx").touch()
+    with pytest.raises(UserError, match=r"pip install 'neural-graphs\[onnx\]'"):
+        load_model("net.onnx")

@@ -164,7 +164,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'} is no JSON object")
-    if "quantization_config" in config:
+    if config.get("quantization_config"):
         raise UserError(f"{folder} holds a quantised model: only plain weights are read")
     if "model_type" not in config and isinstance(config.get("architecture"), str):
         raise UserError(
@@ -225,6 +225,8 @@ def _build(config: dict[str, Any], state: dict[str, Tensor]) -> tuple[nn.Module,
         raise UserError(f"the file lacks the tensor {first_of(missing)} of {cls.__name__}")
     if found["error_msgs"]:
         raise UserError(f"the weights do not fit {cls.__name__}: {' '.join(found['error_msgs'][0].split())}")
+    if hasattr(module, "set_experts_implementation"):
+        module.set_experts_implementation("batched_mm")  # the default, grouped matrix products, knows no float64
     return module, sorted(found["unexpected_keys"])
 
 
