@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GAP = 22.0  # between boxes of a row
 LANE = 12.0  # width of an edge that passes a row
+LOOP = 34.0  # room beside a box for an edge to itself or upwards
 _SWEEPS = 12
 
 
@@ -102,10 +103,12 @@ class _Drawing:
         for block in spec.blocks:
             incoming[block.target] += 1
         self.labels = [label(nodes) for nodes in spec.node_sets]
-        self.widths = [
+        self.boxes = [
             max(84.0, 38 + 7.2 * max(len(title), 0.86 * len(detail)), min(12.0 * count + 24, 240.0))
             for (title, detail), count in zip(self.labels, incoming, strict=True)
         ]
+        looped = {i for b in spec.blocks if rows[b.source] >= rows[b.target] for i in (b.source, b.target)}
+        self.widths = [width + 2 * LOOP * (i in looped) for i, width in enumerate(self.boxes)]
         self.row = list(rows)
         self.rows: list[list[int]] = [[] for _ in range(max(rows) + 1)]
         for item, row in enumerate(rows):
@@ -234,7 +237,7 @@ class _Drawing:
         boxes = []
         for i, (title, detail) in enumerate(self.labels):
             x, y = fold.at(self.row[i], self.x[i])
-            boxes.append(Box(x, y, self.widths[i], HEIGHT, title, detail))
+            boxes.append(Box(x, y, self.boxes[i], HEIGHT, title, detail))
         paths = []
         for k, way in enumerate(stops):
             block = self.spec.blocks[k]
@@ -259,7 +262,7 @@ class _Drawing:
             numbers = {shared: i for i, shared in enumerate(dict.fromkeys(member[1] for member in members))}
             straight = [numbers[m[1]] for m in members if self.spec.blocks[m[2]].kind == "identity"]
             middle = straight[len(straight) // 2] if straight else (len(numbers) - 1) / 2
-            step = min(14.0, (self.widths[own] / 2 - 12) / max(middle, len(numbers) - 1 - middle, 1))
+            step = min(14.0, (self.boxes[own] / 2 - 12) / max(middle, len(numbers) - 1 - middle, 1))
             for _, shared, k in members:
                 ports[k] = step * (numbers[shared] - middle)
         return ports
@@ -275,7 +278,7 @@ def label(nodes: NodeSet) -> tuple[str, str]:
 def _loop(source: Box, target: Box) -> tuple[Point, ...]:
     """An edge to the node set itself or to an earlier one, around the right side."""
     right = max(source.x + source.width / 2, target.x + target.width / 2)
-    reach = right + 34
+    reach = right + LOOP
     x0, y0 = source.x + source.width / 2, source.y + HEIGHT / 5
     x1, y1 = target.x + target.width / 2, target.y - HEIGHT / 5
     return (x0, y0), (reach, y0 + 4), (reach, y1 - 4), (x1, y1)
