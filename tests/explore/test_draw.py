@@ -63,6 +63,17 @@ def test_networks_of_zeros_and_convolutions_are_drawn() -> None:
     assert edges_of(_draw.draw_graph(convolution)) == 3 * 4 + 4 * 2
 
 
+def test_residuals_and_groups_join_only_their_own_neurons(resnet: NeuralGraph, transformer: NeuralGraph) -> None:
+    drawing = _draw.draw_graph(transformer)
+    ET.fromstring(drawing)
+    assert edges_of(drawing) == transformer.spec.num_edges
+    block = next(block for block in resnet.spec.blocks if block.parameter == "mix.weight")
+    weights, present = _draw._strongest(block, resnet.edges[resnet.spec.blocks.index(block)][0], 80)
+    assert np.array_equal(present, np.eye(80, dtype=bool))
+    kernel = resnet.edges[resnet.spec.blocks.index(block)][0, 5, 0]
+    assert weights[5, 5] == kernel[kernel.abs().argmax()]
+
+
 def test_deep_networks_fit() -> None:
     ET.fromstring(_draw.draw_graph(graph_of(2, *[4] * 30, 1)))
 

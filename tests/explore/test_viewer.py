@@ -201,11 +201,13 @@ def test_clicking_opens_weights_and_the_value_under_the_pointer(resnet: NeuralGr
         const pixels = image.getContext('2d').getImageData(3, 3, 1, 1).data;
         out.push([...pixels]);
         click(block(1)); const exact = all('.map [data-reading]').length;
-        out.push(exact, one('.map canvas').height, all('#layers .edge.chosen').map((e) => e.dataset.block));
+        await new Promise((done) => setTimeout(done, 400));
+        out.push(exact, one('.map canvas').height, getComputedStyle(one('#layers .edge.chosen .on')).strokeWidth);
+        out.push(all('#layers .edge.chosen').map((e) => e.dataset.block));
         click(one('#canvas')); out.push(title());
         return out;""",
     )
-    title, marks, size, strong, nan, corner, below, average, pixels, exact, height, chosen, overview = found
+    title, marks, size, strong, nan, corner, below, average, pixels, exact, height, width, chosen, overview = found
     assert title == "fc.weight" and marks == ["NaN"]
     assert size == [40, 10]
     assert strong == "strongest 9 @ target 3, source 6–7"
@@ -218,7 +220,7 @@ def test_clicking_opens_weights_and_the_value_under_the_pointer(resnet: NeuralGr
     value = float(average.split(" @ ")[0].removeprefix("average ").replace("−", "-"))
     assert value == pytest.approx(float(weights[3, 6:8].mean()), abs=6 / 126)
     assert pixels[:3] == [0xD9, 0x62, 0x2B]  # the strongest average, in the full colour of positive weights
-    assert (exact, height, chosen) == (2, 16, ["1"])
+    assert (exact, height, width, chosen) == (2, 16, "6px", ["1"])
     assert overview == "The network"
 
 

@@ -45,7 +45,7 @@ def save_drawing(graph: NeuralGraph, path: str | os.PathLike[str]) -> None:
 
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "neural-graphs", "pdf.fonttype": 42}):
         drawing = arrange(graph.spec)
-        kinds = list(dict.fromkeys(block.kind for block in graph.spec.blocks))
+        kinds = sorted({block.kind for block in graph.spec.blocks}, key=list(KINDS).index)
         per_line = max(1, int((drawing.width - 30) // _ENTRY))
         width = max(drawing.width, 30 + _ENTRY)
         height = drawing.height + _LEGEND * -(-len(kinds) // per_line) if len(kinds) > 1 else drawing.height

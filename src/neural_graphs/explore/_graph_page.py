@@ -63,10 +63,10 @@ def _layers(spec: GraphSpec, drawing: Arrangement) -> str:
     )  # weights above residuals
     for k in order:
         block = spec.blocks[k]
-        style = f"stroke:var(--k-{block.kind});stroke-width:{edge_width(block):.1f}"
-        dashes = edge_dashes(block)
-        style += f";stroke-dasharray:{' '.join(f'{d:g}' for d in dashes)}" if dashes else ""
-        path = f'<path class="on" style="{style}" d="{_path(drawing.paths[k])}"/>'
+        line = f'style="stroke:var(--k-{block.kind})" stroke-width="{edge_width(block):.1f}"'
+        if dashes := edge_dashes(block):
+            line += f' stroke-dasharray="{" ".join(f"{d:g}" for d in dashes)}"'
+        path = f'<path class="on" {line} d="{_path(drawing.paths[k])}"/>'
         parts.append(f'<g class="edge" data-block="{k}">{path}</g>')
     for s, (nodes, box) in enumerate(zip(spec.node_sets, drawing.boxes, strict=True)):
         x, y = box.x - box.width / 2, box.y - box.height / 2

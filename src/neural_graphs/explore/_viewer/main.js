@@ -69,7 +69,7 @@ function startDrawing() {
   for (const edge of edges) { // thin lines are hard to hit
     const wide = edge.firstElementChild.cloneNode();
     wide.setAttribute('class', 'hit');
-    wide.removeAttribute('style');
+    for (const name of ['style', 'stroke-width', 'stroke-dasharray']) wide.removeAttribute(name);
     edge.append(wide);
   }
   let under = null;
