@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from neural_graphs._inputs import InputSpec, parse_inputs
 from neural_graphs.errors import UserError
-from neural_graphs.explore import load_model, parse_inputs
-from neural_graphs.explore._example_input import InputSpec, make_inputs
+from neural_graphs.explore import load_model
+from neural_graphs.explore._example_input import make_inputs
 
 SOURCE = """
 import torch

@@ -37,21 +37,36 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
+    from neural_graphs._progress import track
+
     network = read_network(options)
     inputs = network.inputs if network.module is not None else _points(options, network)
+    kinds = dict.fromkeys(["permutation", *(entry.kind for entry in network.graph.symmetries.rescalings)])
+    reports = {}
     try:
-        report = network.graph.check(
-            network.module, inputs, samples=options.samples, seed=options.seed, dtype=getattr(torch, options.dtype)
-        )
+        for kind in track(kinds, "checking"):
+            reports[kind] = network.graph.check(
+                network.module,
+                inputs,
+                samples=options.samples,
+                seed=options.seed,
+                kinds=(kind,),
+                dtype=getattr(torch, options.dtype),
+            )
     except RuntimeError as error:
         raise UserError(f"the network does not run on this input: {error}") from error
+    passed = all(report.passed for report in reports.values())
     if options.json:
-        print_json({"file": network.name, **network.facts, **asdict(report), "passed": report.passed})
+        rescalings = {kind: asdict(report) | {"passed": report.passed} for kind, report in reports.items()}
+        found = asdict(reports["permutation"]) | {"passed": passed}
+        del rescalings["permutation"]
+        print_json({"file": network.name, **network.facts, **found, "rescalings": rescalings})
     else:
-        print(f"{network.name}: {report}")
+        for report in reports.values():
+            print(f"{network.name}: {report}")
         if network.facts.get("lossy"):
             print(f"lossy: {network.facts['lossy']}")
-    return 0 if report.passed else 1
+    return 0 if passed else 1
 
 
 def _points(options: argparse.Namespace, network: Network) -> Any:

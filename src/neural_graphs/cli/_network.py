@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from neural_graphs._inputs import InputSpec, parse_inputs
 from neural_graphs.cli._parser import Parser, load
 from neural_graphs.errors import UserError
 
@@ -25,7 +26,7 @@ A checkpoint alone never runs code of its own. --model imports and runs the modu
 
 @dataclass
 class Network:
-    """A graph and, where it was traced from one, its module with the example input; ``facts`` as in ``load_model``."""
+    """A graph and, where it was traced from one, its module with the example input and the facts that ``load_model`` gives."""
 
     graph: NeuralGraph
     name: str
@@ -93,7 +94,8 @@ def read_network(options: argparse.Namespace) -> Network:
         except UserError as error:
             raise UserError(f"{found.facts['name']}: {error}") from None
         bar.advance()
-    return Network(graph, found.facts["name"], found.module, found.inputs, found.facts)
+    facts = {key: value for key, value in found.facts.items() if key != "name"}
+    return Network(graph, found.facts["name"], found.module, found.inputs, facts)
 
 
 def _plain_stack(options: argparse.Namespace) -> NeuralGraph:
@@ -113,10 +115,7 @@ def _plain_stack(options: argparse.Namespace) -> NeuralGraph:
         raise
 
 
-def _inputs(value: str) -> Any:
-    load("neural_graphs.explore")
-    from neural_graphs.explore import parse_inputs
-
+def _inputs(value: str) -> tuple[InputSpec, ...]:
     try:
         return parse_inputs(value)
     except UserError as error:

@@ -1,7 +1,6 @@
 """Looking at networks and at runs: drawings, reports, the quickstart."""
 
 from neural_graphs.explore._describe import describe_graph as describe_graph
-from neural_graphs.explore._example_input import parse_inputs as parse_inputs
 from neural_graphs.explore._figure import save_drawing as save_drawing
 from neural_graphs.explore._graph_page import render_graph_page as render_graph_page
 from neural_graphs.explore._model_file import LoadedModel as LoadedModel

@@ -1,54 +1,17 @@
-"""Example inputs from a short text: `3x224x224`, `ids:16`, `input_ids=ids:16,mask=16`."""
+"""Random example inputs for a module."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neural_graphs._inputs import InputSpec
 from neural_graphs.errors import UserError
 
 BATCH = 2  # not 1: an axis of size 1 broadcasts, so that the trace could take it for something else
-_ONE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<ids>ids:)?(?P<shape>\d+(?:x\d+)*)(?::(?P<bound>\d+))?")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input without its batch axis: real numbers, or whole numbers from 0 to below ``bound`` where ``ids``. ``name`` is
-    the keyword argument that takes it."""
-
-    shape: tuple[int, ...]
-    name: str | None = None
-    ids: bool = False
-    bound: int | None = None
-
-
-def parse_inputs(text: str) -> tuple[InputSpec, ...]:
-    """Read ``SHAPE,SHAPE...``, each ``[NAME=]3x224x224`` or ``[NAME=]ids:16[:50257]`` (ids below 50257).
-
-    Raises:
-        UserError: the text is nothing like that, or only some inputs have a name.
-    """
-    found = []
-    for part in text.split(","):
-        match = _ONE.fullmatch(part.strip())
-        shape = tuple(int(size) for size in match["shape"].split("x")) if match else ()
-        if match is None or 0 in shape or (match["bound"] and not match["ids"]) or match["bound"] == "0":
-            raise UserError(
-                f"input {part!r} is no shape: write 3x224x224 for real numbers, ids:16 or ids:16:50257 for 16 token ids "
-                "(below 50257), NAME=SHAPE for a keyword argument, commas between inputs"
-            )
-        bound = int(match["bound"]) if match["bound"] else None
-        found.append(InputSpec(shape, match["name"], bool(match["ids"]), bound))
-    if len({spec.name is None for spec in found}) > 1:
-        raise UserError(f"input {text!r}: give every input a name or none")
-    if len({spec.name for spec in found}) < len(found) and found[0].name is not None:
-        raise UserError(f"input {text!r}: a name occurs twice")
-    return tuple(found)
 
 
 def is_specs(inputs: Any) -> bool:

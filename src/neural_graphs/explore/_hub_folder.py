@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_graphs._inputs import InputSpec
 from neural_graphs._io import read_json
 from neural_graphs.errors import UserError
-from neural_graphs.explore._example_input import InputSpec, is_specs, make_inputs
+from neural_graphs.explore._example_input import is_specs, make_inputs
 from neural_graphs.explore._weights import first_of, widest_dtype
 from neural_graphs.graph._files import check_finite, read_state_dict
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from neural_graphs._inputs import parse_inputs
 from neural_graphs.errors import UserError
-from neural_graphs.explore._example_input import is_specs, make_inputs, parse_inputs
+from neural_graphs.explore._example_input import is_specs, make_inputs
 from neural_graphs.explore._factory import make_module
 from neural_graphs.explore._hub_folder import is_hub_folder, load_hub_folder, read_folder
 from neural_graphs.explore._weights import check_real, load_weights
@@ -44,8 +45,9 @@ def load_model(
     - Without: ``checkpoint`` is a Hugging Face folder (``config.json`` beside the weights; extra ``hub``) or an ``.onnx``
       file (extra ``onnx``). A checkpoint alone never runs code of its own.
 
-    ``inputs`` is an example input, or its shape as text (see ``parse_inputs``: ``"3x224x224"``, ``"ids:16"``); Hugging Face
-    folders and most ONNX files do without. ``seed`` draws random inputs and, where there is no checkpoint, weights.
+    ``inputs`` is an example input, or its shape without the batch axis as text: ``"3x224x224"``, ``"ids:16"`` or
+    ``"ids:16:50257"`` for token ids, ``"NAME=SHAPE"`` for a keyword argument, commas between several. Hugging Face folders
+    and most ONNX files do without. ``seed`` draws random inputs and, where there is no checkpoint, weights.
 
     Raises:
         UserError: in one line, whatever is missing, broken or does not fit; see ``load_weights`` for tensors.
