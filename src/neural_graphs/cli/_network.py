@@ -26,7 +26,7 @@ A checkpoint alone never runs code of its own. --model imports and runs the modu
 
 @dataclass
 class Network:
-    """A graph and, where it was traced from one, its module with the example input and the facts that ``load_model`` gives."""
+    """A graph and, where it was traced from one, its module, the example input and the facts from ``load_model``."""
 
     graph: NeuralGraph
     name: str
