@@ -1,0 +1,134 @@
+"""Operators that look entries up by index: what is indexed is fixed, the indices' own axes pass through."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import Node
+
+from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
+from neural_graphs.graph._space import fixed, freeze, mix, space_size
+
+
+@rule("index")
+def index(call: Call) -> Axes:
+    """Advanced indexing ``x[:, i, j]``."""
+    x, indices = call.axes("self"), list(call["indices"])
+    indices += [None] * (len(x) - len(indices))
+    used = [d for d, i in enumerate(indices) if i is not None]
+    nodes = [i for i in indices if isinstance(i, Node)]
+    if any(_is_mask(n) for n in nodes):
+        return _masked(call, x, indices)
+    mix(x, used)
+    freeze([x[d] for d in used])
+    looked_up = broadcast([call.axes(n) for n in nodes])
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    before = x[: used[0]] if adjacent else []
+    after = [s for d, s in enumerate(x) if d not in used and (not adjacent or d > used[-1])]
+    return [*before, *looked_up, *after]
+
+
+def _is_mask(node: Node) -> bool:
+    return node.meta["val"].dtype in (torch.bool, torch.uint8)
+
+
+def _masked(call: Call, x: Axes, indices: list[Node | None]) -> Axes:
+    """``x[mask]``: the axes under the mask become one of the entries chosen."""
+    used = [d for d, i in enumerate(indices) if i is not None]
+    if len(used) != 1:
+        raise Unsupported
+    mask = call.axes(indices[used[0]])
+    under = range(used[0], used[0] + len(mask))
+    mix(x, under)
+    freeze([*mask, *(x[d] for d in under)])
+    return [*x[: under.start], fixed(call.shape[under.start]), *x[under.stop :]]
+
+
+@rule("index_select")
+def index_select(call: Call) -> Axes:
+    x = call.input
+    dim = int(call["dim"]) % len(x)
+    mix(x, [dim])
+    freeze([x[dim]])
+    x[dim] = call.axes("index")[0] if call.axes("index") else ((),)
+    return x
+
+
+@rule("gather", "take_along_dim")
+def gather(call: Call) -> Axes:
+    x, indices = call.axes("self"), call.axes("index" if "index" in call.arguments else "indices")
+    dim = int(call["dim"]) % len(x)
+    mix(x, [dim])
+    freeze([x[dim]])
+    _meet(x, indices, dim)
+    return indices
+
+
+def _meet(x: Axes, indices: Axes, dim: int) -> None:
+    for d, (a, b) in enumerate(zip(x, indices, strict=True)):
+        if d != dim and space_size(a) != space_size(b):
+            freeze([a, b])
+    unify_all(
+        (a, b) for d, (a, b) in enumerate(zip(x, indices, strict=True)) if d != dim and space_size(a) == space_size(b)
+    )
+
+
+@rule("scatter", "scatter_add", "scatter_reduce")
+def scatter(call: Call) -> Axes:
+    x, indices = call.axes("self"), call.axes("index")
+    dim = int(call["dim"]) % len(x)
+    for axes in (x, indices):
+        mix(axes, [dim])
+    freeze([x[dim], indices[dim]])
+    _meet(x, indices, dim)
+    if call.has("src"):
+        source = call.axes("src")
+        freeze([source[dim]])
+        _meet(source, indices, dim)
+    return x
+
+
+@rule("index_add", "index_copy", "index_reduce", "index_fill")
+def index_add(call: Call) -> Axes:
+    x = call.axes("self")
+    dim = int(call["dim"]) % len(x)
+    mix(x, [dim])
+    freeze([x[dim]])
+    name = "source" if "source" in call.arguments else "tensor"
+    if call.has(name):
+        source = call.axes(name)
+        unify_all((a, b) for d, (a, b) in enumerate(zip(x, source, strict=True)) if d != dim)
+        unify_all([(source[dim], call.axes("index")[0])] if call.axes("index") else [])
+    return x
+
+
+@rule("index_put", "_unsafe_index_put")
+def index_put(call: Call) -> Axes:
+    """``x[i] = v``: what is indexed is fixed; axes that are written whole are those of the value."""
+    x, value, indices = call.axes("self"), call.axes("values"), list(call["indices"])
+    used = [d for d, i in enumerate(indices) if i is not None]
+    mix(x, used)
+    freeze([x[d] for d in used])
+    nodes = [i for i in indices if isinstance(i, Node)]
+    masks = any(n.meta["val"].dim() != 1 or _is_mask(n) for n in nodes)
+    if masks or used != [0]:
+        if value:
+            freeze([*x, *value])
+        for n in nodes:
+            freeze(call.axes(n))
+        return x
+    written = [call.axes(nodes[0])[0], *x[1:]]
+    unify_all((a, written[d]) for d, a in enumerate(value, len(written) - len(value)) if space_size(a) > 1)
+    return x
+
+
+@rule("one_hot")
+def one_hot(call: Call) -> Axes:
+    return [*call.input, fixed(call.shape[-1])]
+
+
+@rule("searchsorted", "bucketize", "histc", "bincount", "isin", "nonzero", "masked_select", "unique", "_unique2")
+def by_value(call: Call) -> Axes:
+    if call.name == "bucketize":
+        freeze(call.axes("boundaries"))
+        return call.input
+    raise Unsupported

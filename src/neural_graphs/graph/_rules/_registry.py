@@ -1,0 +1,133 @@
+"""The registry of rules, and what a rule sees of an operator's call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.fx import Node
+
+from neural_graphs.graph._space import UNIT, Space, deps_of, freeze, present, space_size, unify
+
+Axes: TypeAlias = list[Space]
+Rule: TypeAlias = Callable[["Call"], Any]
+
+RULES: dict[str, Rule] = {}
+
+
+class Unsupported(Exception):
+    """The rule does not cover this use of its operator."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of these names (without overload and without in-place underscore)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"two rules for {name}")
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def rule_name(target: Any) -> str:
+    """``aten.add_.Tensor`` -> ``add``."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__name__", str(target))
+    name = schema.name.partition("::")[2]
+    if name.endswith("_") and not name.endswith("__") and not name.startswith("__"):
+        name = name[:-1]
+    return name
+
+
+class Call:
+    """One operator of the recorded graph: arguments by name, the axes of tensors, and the shape of the result."""
+
+    def __init__(self, node: Node, env: dict[Node, Any]) -> None:
+        self.node, self.env = node, env
+        self.name = rule_name(node.target)
+        self.value = node.meta.get("val")
+        schema = node.target._schema  # type: ignore[union-attr]
+        self.arguments: dict[str, Any] = {}
+        for position, argument in enumerate(schema.arguments):
+            if position < len(node.args):
+                found = node.args[position]
+            elif argument.name in node.kwargs:
+                found = node.kwargs[argument.name]
+            else:
+                found = argument.default_value
+            self.arguments[argument.name] = found
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.arguments.get(name, default)
+
+    def axes(self, argument: Any) -> Axes:
+        """The axes of a tensor argument, given by its name or as the node itself."""
+        node = self.arguments[argument] if isinstance(argument, str) else argument
+        if not isinstance(node, Node):
+            return []  # a number stands for a tensor without axes
+        return list(self.env[node])
+
+    def has(self, name: str) -> bool:
+        return isinstance(self.arguments.get(name), Node)
+
+    def tensors(self) -> list[Node]:
+        """Every operand that is a tensor."""
+        return [n for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if not isinstance(self.value, Tensor):
+            raise Unsupported
+        return tuple(int(n) for n in self.value.shape)
+
+    @property
+    def input(self) -> Axes:
+        """The axes of the first argument."""
+        return self.axes(self.node.args[0] if self.node.args else next(iter(self.arguments.values())))
+
+    def dims(self, value: Any, rank: int) -> list[int]:
+        """A dim argument (number, list, or None for all) as non-negative numbers."""
+        if value is None or value == []:
+            return list(range(rank))
+        found = [value] if isinstance(value, int) else list(value)
+        return [d % rank for d in found] if rank else []
+
+
+def unify_all(pairs: Iterable[tuple[Space, Space]]) -> None:
+    """Unify pairs of axes, outer variables before the families over them, so that families meet over one and the same."""
+    found = [(a, b) for a, b in pairs if a is not b]
+    for a, b in sorted(found, key=_depth):
+        unify(a, b)
+
+
+def _depth(pair: tuple[Space, Space]) -> int:
+    return max((len(deps_of(v)) for v in present(pair) if v.kind == "free"), default=0)
+
+
+def broadcast(operands: Sequence[Axes], rank: int | None = None) -> Axes:
+    """The axes of operands broadcast against each other: aligned at the end, those of more than one position are the same."""
+    rank = max(map(len, operands), default=0) if rank is None else rank
+    found: Axes = [UNIT] * rank
+    pairs = []
+    for axes in operands:
+        for dim, space in enumerate(axes, rank - len(axes)):
+            if space_size(space) == 1:
+                continue
+            if space_size(found[dim]) == 1:
+                found[dim] = space
+            else:
+                pairs.append((found[dim], space))
+    unify_all(pairs)
+    return found
+
+
+def freeze_dims(axes: Axes, dims: Iterable[int]) -> None:
+    freeze([axes[d] for d in dims])

@@ -1,0 +1,275 @@
+"""Operators that only move entries: reshapes, permutations, slices, concatenations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule, unify_all
+from neural_graphs.graph._space import (
+    UNIT,
+    Space,
+    Var,
+    family,
+    fixed,
+    freeze,
+    fresh,
+    merge,
+    mix,
+    narrow,
+    reshape,
+    space_size,
+)
+
+
+@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as")
+def to_shape(call: Call) -> Axes:
+    if call.name == "view" and "dtype" in call.arguments:
+        raise Unsupported
+    return reshape(call.input, call.shape)
+
+
+@rule("permute")
+def permute(call: Call) -> Axes:
+    x = call.input
+    return [x[d] for d in call["dims"]]
+
+
+@rule("transpose", "swapaxes", "swapdims")
+def transpose(call: Call) -> Axes:
+    x = call.input
+    a, b = (int(v) for v in list(call.arguments.values())[1:3])
+    if x:
+        x[a], x[b] = x[b], x[a]
+    return x
+
+
+@rule("t", "numpy_T", "mT", "adjoint", "matrix_H")
+def reversed_axes(call: Call) -> Axes:
+    x = call.input
+    return [*x[:-2], *x[:-3:-1]] if call.name in ("mT", "adjoint") else x[::-1]
+
+
+@rule("movedim", "moveaxis")
+def movedim(call: Call) -> Axes:
+    x = call.input
+    source, destination = (call.dims(call[name], len(x)) for name in ("source", "destination"))
+    rest = [d for d in range(len(x)) if d not in source]
+    order: list[int] = [-1] * len(x)
+    for s, d in zip(source, destination, strict=True):
+        order[d] = s
+    left = iter(rest)
+    return [x[d if d >= 0 else next(left)] for d in order]
+
+
+@rule("unsqueeze")
+def unsqueeze(call: Call) -> Axes:
+    x = call.input
+    x.insert(int(call["dim"]) % (len(x) + 1), UNIT)
+    return x
+
+
+@rule("squeeze")
+def squeeze(call: Call) -> Axes:
+    x = call.input
+    dims = call.dims(call.get("dim"), len(x))
+    return [s for d, s in enumerate(x) if d not in dims or space_size(s) != 1]
+
+
+@rule("expand", "broadcast_to", "expand_as")
+def expand(call: Call) -> Axes:
+    """Along a new axis all is equal, so it may be permuted at will."""
+    x, shape = call.input, call.shape
+    x = [UNIT] * (len(shape) - len(x)) + x
+    return [s if space_size(s) == n else family(n, x) for s, n in zip(x, shape, strict=True)]
+
+
+@rule("repeat", "tile")
+def repeat(call: Call) -> Axes:
+    x, shape = call.input, call.shape
+    x = [UNIT] * (len(shape) - len(x)) + x
+    return [
+        s if space_size(s) == n else merge([family(n // space_size(s), x), s]) for s, n in zip(x, shape, strict=True)
+    ]
+
+
+@rule("repeat_interleave")
+def repeat_interleave(call: Call) -> Axes:
+    repeats, dim = call["repeats"], call.get("dim")
+    x = call.axes("self")
+    if not isinstance(repeats, int):
+        raise Unsupported
+    if dim is None:
+        return [merge([*x, family(repeats, x)])]
+    d = int(dim) % len(x)
+    x[d] = merge([x[d], family(repeats, x)])
+    return x
+
+
+@rule("select")
+def select(call: Call) -> Axes:
+    x = call.input
+    dim = int(call["dim"]) % len(x)
+    index = int(call["index"]) % space_size(x[dim])
+    found = narrow(x, dim, index, index + 1)
+    return found[:dim] + found[dim + 1 :]
+
+
+@rule("unbind")
+def unbind(call: Call) -> list[Axes]:
+    x = call.input
+    dim = int(call["dim"]) % len(x)
+    found = [narrow(x, dim, i, i + 1) for i in range(space_size(x[dim]))]
+    return [axes[:dim] + axes[dim + 1 :] for axes in found]
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
+def pieces(call: Call) -> list[Axes]:
+    x = call.input
+    dim = int(call["dim"]) % len(x)
+    found, start = [], 0
+    for piece in call.value:
+        size = int(piece.shape[dim])
+        found.append(narrow(x, dim, start, start + size))
+        start += size
+    return found
+
+
+@rule("slice", "narrow")
+def slice_(call: Call) -> Axes:
+    x = call.input
+    dim = int(call.get("dim") or 0) % len(x)
+    total, size = space_size(x[dim]), call.shape[dim]
+    start = int(call.get("start") or 0)
+    start = max(0, start + total) if start < 0 else min(start, total)
+    step = int(call.get("step") or 1)
+    if step == 1:
+        return narrow(x, dim, start, start + size)
+    if total % step == 0 and start < step:  # every step-th: the inner factor of a product is chosen
+        shape = [space_size(s) for s in x]
+        apart = reshape(x, [*shape[:dim], total // step, step, *shape[dim + 1 :]])
+        found = narrow(apart, dim + 1, start, start + 1)
+        return found[: dim + 1] + found[dim + 2 :]
+    mix(x, [dim])
+    freeze([x[dim]])
+    return [fixed(size) if d == dim else s for d, s in enumerate(x)]
+
+
+def join(parts: list[Axes], dim: int) -> Axes:
+    """Tensors one after the other along ``dim``."""
+    dim %= len(parts[0])
+    first = parts[0]
+    unify_all((first[d], other[d]) for other in parts[1:] for d in range(len(first)) if d != dim)
+    along: Space = tuple(segment for axes in parts for segment in axes[dim])
+    return [along if d == dim else s for d, s in enumerate(first)]
+
+
+@rule("cat", "concat", "concatenate", "hstack", "vstack")
+def cat(call: Call) -> Axes:
+    parts = [call.axes(node) for node in call["tensors"]]
+    parts = [axes for axes in parts if not (len(axes) == 1 and space_size(axes[0]) == 0)]
+    if call.name in ("hstack", "vstack") and any(len(axes) < 2 for axes in parts):
+        raise Unsupported
+    dim = {"hstack": 1, "vstack": 0}.get(call.name, call.get("dim", 0))
+    return join(parts, int(dim)) if parts else [fixed(n) for n in call.shape]
+
+
+@rule("stack")
+def stack(call: Call) -> Axes:
+    parts = [call.axes(node) for node in call["tensors"]]
+    dim = int(call["dim"]) % (len(parts[0]) + 1)
+    return join([[*axes[:dim], UNIT, *axes[dim:]] for axes in parts], dim)
+
+
+@rule("pad", "constant_pad_nd")
+def pad(call: Call) -> Axes:
+    """Zeros beside an axis may change places; other modes of padding tell positions apart."""
+    x, sizes = call.input, list(call["pad"])
+    constant = call.name == "constant_pad_nd" or call["mode"] == "constant"
+    for k in range(0, len(sizes), 2):
+        dim = len(x) - 1 - k // 2
+        before, after = int(sizes[k]), int(sizes[k + 1])
+        if before == after == 0:
+            continue
+        if not constant:
+            mix(x, [dim])
+            freeze([x[dim]])
+            x[dim] = fixed(call.shape[dim])
+            continue
+        x = narrow(x, dim, max(0, -before), space_size(x[dim]) - max(0, -after))
+        zeros = [tuple(fresh(n)) if n > 0 else () for n in (before, after)]
+        x[dim] = zeros[0] + x[dim] + zeros[1]
+    return x
+
+
+@rule("roll")
+def roll(call: Call) -> Axes:
+    x = call.input
+    if not call.get("dims"):
+        raise Unsupported
+    for dim, shift in zip(call.dims(call["dims"], len(x)), call["shifts"], strict=True):
+        n = space_size(x[dim])
+        at = (n - int(shift)) % n
+        if at:
+            x = join([narrow(x, dim, at, n), narrow(x, dim, 0, at)], dim)
+    return x
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def pixel_shuffle(call: Call) -> Axes:
+    x = call.input
+    factor = int(call.get("upscale_factor") or call.get("downscale_factor") or call.get("groups"))
+    *batch, channels, height, width = x
+    n = space_size(channels)
+    if call.name == "channel_shuffle":
+        a, b = reshape([channels], [factor, n // factor])
+        return [*batch, merge([b, a]), height, width]
+    freeze([height, width])
+    spatial = [fixed(s) for s in call.shape[-2:]]
+    if call.name == "pixel_shuffle":
+        kept, inner = reshape([channels], [n // factor**2, factor**2])
+        freeze([inner])
+        return [*batch, kept, *spatial]
+    return [*batch, merge([channels, fixed(factor**2)]), *spatial]
+
+
+@rule("meshgrid")
+def meshgrid(call: Call) -> list[Axes]:
+    operands = [call.axes(node) for node in call["tensors"]]
+    axes = [x[0] if x else UNIT for x in operands]
+    if call.get("indexing", "ij") == "xy" and len(axes) > 1:
+        axes[0], axes[1] = axes[1], axes[0]
+    return [list(axes) for _ in operands]
+
+
+@rule("diagonal", "diag", "diag_embed", "unfold", "im2col", "col2im", "as_strided")
+def not_followed(call: Call) -> Any:
+    raise Unsupported
+
+
+@rule("broadcast_tensors")
+def broadcast_tensors(call: Call) -> list[Axes]:
+    from neural_graphs.graph._rules._registry import broadcast
+
+    operands = [call.axes(node) for node in call["tensors"]]
+    found = broadcast(operands)
+    shape = [int(n) for n in call.value[0].shape]
+    found = [s if space_size(s) == n else ((Var(n),),) for s, n in zip(found, shape, strict=True)]
+    return [list(found) for _ in operands]
+
+
+@rule("slice_scatter", "select_scatter")
+def slice_scatter(call: Call) -> Axes:
+    x, source = call.axes("self"), call.axes("src")
+    dim = int(call.get("dim") or 0) % len(x)
+    n = space_size(x[dim])
+    if call.name == "select_scatter":
+        start = int(call["index"]) % n
+        stop = start + 1
+        source = [*source[:dim], UNIT, *source[dim:]]
+    else:
+        if int(call.get("step") or 1) != 1:
+            raise Unsupported
+        start = min(n, int(call.get("start") or 0) % (n + 1))
+        stop = start + space_size(source[dim])
+    unify_all(zip(narrow(x, dim, start, stop), source, strict=True))
+    return join([narrow(x, dim, 0, start), narrow(x, dim, start, stop), narrow(x, dim, stop, n)], dim)
