@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +65,7 @@ def propagate(captured: Captured) -> Propagation:
             for used in node.all_input_nodes:
                 freeze(_flat(env[used]))
         elif node.op == "call_function":
-            env[node] = _apply(node, env, frozen)
+            env[node] = _apply(node, env, frozen, captured.constants)
         else:
             raise AssertionError(f"unexpected {node.op} in a recorded graph")
     for name, value in captured.state.items():
@@ -121,7 +121,7 @@ def _flat(value: Any) -> list[Space]:
     return list(value)
 
 
-def _apply(node: Node, env: dict[Node, Any], frozen: Counter[str]) -> Any:
+def _apply(node: Node, env: dict[Node, Any], frozen: Counter[str], constants: Mapping[str, Tensor]) -> Any:
     if node.target is operator.getitem:
         return env[node.args[0]][node.args[1]]  # type: ignore[index]
     name = rule_name(node.target)
@@ -129,7 +129,7 @@ def _apply(node: Node, env: dict[Node, Any], frozen: Counter[str]) -> Any:
     tensors = value if isinstance(value, (tuple, list)) else (value,)
     if name in SILENT or not any(isinstance(v, Tensor) for v in tensors):
         return None
-    found = _by_rule(name, node, env)
+    found = _by_rule(name, node, env, constants)
     if found is None:
         frozen[name] += 1
         for used in node.all_input_nodes:
@@ -140,14 +140,14 @@ def _apply(node: Node, env: dict[Node, Any], frozen: Counter[str]) -> Any:
     return found
 
 
-def _by_rule(name: str, node: Node, env: dict[Node, Any]) -> Any:
-    value = node.meta.get("val")
+def _by_rule(name: str, node: Node, env: dict[Node, Any], constants: Mapping[str, Tensor]) -> Any:
+    value: Any = node.meta.get("val")
     if name not in RULES or not _static(value):
         return None
     if any(isinstance(n.meta.get("val"), Tensor) and not _static(n.meta["val"]) for n in node.all_input_nodes):
         return None
     try:
-        found = RULES[name](Call(node, env))
+        found = RULES[name](Call(node, env, constants))
     except Unsupported:
         return None
     values, axes = ([value], [found]) if isinstance(value, Tensor) else (value, found)

@@ -408,14 +408,12 @@ def unify(a: Space, b: Space) -> None:
         s, t = left.pop(), right.pop()
         if (m := segment_size(s)) != (n := segment_size(t)):
             if m > n:
-                s, rest = cut(s, n)
-                left += [*reversed(rest)]
-                left += [*reversed(s)]
+                head, rest = cut(s, n)
+                left += [*reversed(head + rest)]
                 right.append(t)
             else:
-                t, rest = cut(t, m)
-                right += [*reversed(rest)]
-                right += [*reversed(t)]
+                head, rest = cut(t, m)
+                right += [*reversed(head + rest)]
                 left.append(s)
             continue
         _unify_segments(s, t)
@@ -429,8 +427,8 @@ def _unify_vars(u: Var, v: Var) -> None:
         freeze([((u, v),)])
         return
     if u.kind == "cases" and v.kind == "cases" and find(_pivot(u)) is find(_pivot(v)):
-        for s, t in zip(u.branches, v.branches, strict=True):
-            unify(s, t)
+        for branch, other in zip(u.branches, v.branches, strict=True):
+            unify(branch, other)
         _redirect(u, v)
         return
     for w in (u, v):
@@ -462,11 +460,11 @@ def _unify_vars(u: Var, v: Var) -> None:
             unify((s,), (t,))
         return
     # Spaces of different make: compare them piece by piece.
-    left, right = tuple(normal(((u,),))), tuple(normal(((v,),)))
-    if len(left) == len(right) == 1:
-        _unify_segments(left[0], right[0])
+    first, second = tuple(normal(((u,),))), tuple(normal(((v,),)))
+    if len(first) == len(second) == 1:
+        _unify_segments(first[0], second[0])
     else:
-        unify(left, right)
+        unify(first, second)
 
 
 def _redirect(u: Var, v: Var) -> None:

@@ -6,7 +6,24 @@ import torch
 from torch.fx import Node
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
-from neural_graphs.graph._space import fixed, freeze, mix, space_size
+from neural_graphs.graph._rules._shape import join
+from neural_graphs.graph._space import fixed, freeze, mix, narrow, space_size
+
+MOST_CHOSEN = 64
+"""A constant list of more indices than this fixes the axis instead of being followed."""
+
+
+def take(x: Axes, dim: int, positions: list[int]) -> Axes:
+    """Entries of ``dim`` by number, in order: runs of neighbours are slices."""
+    n = space_size(x[dim])
+    runs: list[tuple[int, int]] = []
+    for p in (p % n for p in positions):
+        if runs and runs[-1][1] == p:
+            runs[-1] = (runs[-1][0], p + 1)
+        else:
+            runs.append((p, p + 1))
+    parts = [narrow(x, dim, *run) for run in runs]
+    return parts[0] if len(parts) == 1 else join(parts, dim)
 
 
 @rule("index")
@@ -18,6 +35,9 @@ def index(call: Call) -> Axes:
     nodes = [i for i in indices if isinstance(i, Node)]
     if any(_is_mask(n) for n in nodes):
         return _masked(call, x, indices)
+    chosen = call.constant(nodes[0]) if len(nodes) == 1 else None
+    if chosen is not None and chosen.dim() == 1 and 0 < chosen.numel() <= MOST_CHOSEN:
+        return take(x, used[0], chosen.tolist())
     mix(x, used)
     freeze([x[d] for d in used])
     looked_up = broadcast([call.axes(n) for n in nodes])
@@ -47,6 +67,9 @@ def _masked(call: Call, x: Axes, indices: list[Node | None]) -> Axes:
 def index_select(call: Call) -> Axes:
     x = call.input
     dim = int(call["dim"]) % len(x)
+    chosen = call.constant(call["index"])
+    if chosen is not None and chosen.dim() == 1 and 0 < chosen.numel() <= MOST_CHOSEN:
+        return take(x, dim, chosen.tolist())
     mix(x, [dim])
     freeze([x[dim]])
     x[dim] = call.axes("index")[0] if call.axes("index") else ((),)

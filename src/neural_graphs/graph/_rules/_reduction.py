@@ -16,8 +16,27 @@ def reduced(call: Call, x: Axes, dims: list[int], keep: bool) -> Axes:
     return [UNIT if d in dims else s for d, s in enumerate(x) if keep or d not in dims]
 
 
-@rule("sum", "mean", "amax", "amin", "nansum", "nanmean", "prod", "std", "var", "logsumexp", "any", "all", "norm", "linalg_vector_norm",
-      "count_nonzero", "frobenius_norm")  # fmt: skip
+SUMMARIES = [
+    "all",
+    "amax",
+    "amin",
+    "any",
+    "count_nonzero",
+    "frobenius_norm",
+    "linalg_vector_norm",
+    "logsumexp",
+    "mean",
+    "nanmean",
+    "nansum",
+    "norm",
+    "prod",
+    "std",
+    "sum",
+    "var",
+]
+
+
+@rule(*SUMMARIES)
 def reduce(call: Call) -> Axes:
     x = call.input
     return reduced(call, x, call.dims(call.get("dim"), len(x)), bool(call.get("keepdim")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -14,6 +14,8 @@ Axes: TypeAlias = list[Space]
 Rule: TypeAlias = Callable[["Call"], Any]
 
 RULES: dict[str, Rule] = {}
+
+_COPIES = ("lift_fresh_copy", "lift_fresh", "detach", "detach_", "clone", "alias")
 
 
 class Unsupported(Exception):
@@ -47,10 +49,10 @@ def rule_name(target: Any) -> str:
 class Call:
     """One operator of the recorded graph: arguments by name, the axes of tensors, and the shape of the result."""
 
-    def __init__(self, node: Node, env: dict[Node, Any]) -> None:
-        self.node, self.env = node, env
+    def __init__(self, node: Node, env: dict[Node, Any], constants: Mapping[str, Tensor]) -> None:
+        self.node, self.env, self.constants = node, env, constants
         self.name = rule_name(node.target)
-        self.value = node.meta.get("val")
+        self.value: Any = node.meta.get("val")
         schema = node.target._schema  # type: ignore[union-attr]
         self.arguments: dict[str, Any] = {}
         for position, argument in enumerate(schema.arguments):
@@ -81,6 +83,16 @@ class Call:
     def tensors(self) -> list[Node]:
         """Every operand that is a tensor."""
         return [n for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The value of an operand that does not depend on inputs or parameters, where it is known."""
+        while isinstance(node, Node):
+            if node.op == "placeholder":
+                return self.constants.get(node.name)
+            if rule_name(node.target) not in _COPIES or not node.args:
+                return None
+            node = node.args[0]
+        return None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -113,7 +125,7 @@ def _depth(pair: tuple[Space, Space]) -> int:
 
 
 def broadcast(operands: Sequence[Axes], rank: int | None = None) -> Axes:
-    """The axes of operands broadcast against each other: aligned at the end, those of more than one position are the same."""
+    """The axes of operands broadcast against each other: aligned at the end, equal but for size 1."""
     rank = max(map(len, operands), default=0) if rank is None else rank
     found: Axes = [UNIT] * rank
     pairs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -20,24 +21,18 @@ def _pooled(call: Call, count: int) -> Any:
     return found[0] if isinstance(call.value, Tensor) else found
 
 
-def _register(names: tuple[str, ...], count: int) -> None:
-    @rule(*names)
-    def pooling(call: Call) -> Any:
-        return _pooled(call, count)
+POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "_adaptive_avg_pool",
+           "upsample_nearest", "_upsample_nearest_exact", "reflection_pad", "replication_pad")  # fmt: skip
+NAMES = {
+    1: ("max_pool1d_with_indices", "upsample_linear1d"),
+    2: ("max_pool2d_with_indices", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa"),
+    3: ("max_pool3d_with_indices", "upsample_trilinear3d"),
+}  # fmt: skip
+"""Operators by their number of spatial axes."""
 
-
-for _count in (1, 2, 3):
-    _register(
-        tuple(f"{kind}_pool{_count}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp"))
-        + (f"max_pool{_count}d_with_indices", f"_adaptive_avg_pool{_count}d", f"upsample_nearest{_count}d")
-        + (f"_upsample_nearest_exact{_count}d", f"reflection_pad{_count}d", f"replication_pad{_count}d")
-        + {
-            1: ("upsample_linear1d",),
-            2: ("upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
-            3: ("upsample_trilinear3d",),
-        }[_count],  # fmt: skip
-        _count,
-    )
+for _count, _names in NAMES.items():
+    rule(*_names, *(f"{name}{_count}d" for name in POOLING))(partial(_pooled, count=_count))
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
