@@ -1,105 +1,22 @@
-"""Hold your own models to their symmetries: random networks, and assertions of invariance and equivariance.
-
-    from neural_graphs.testing import assert_invariant, random_graph, random_stack
-    assert_invariant(model, random_graph(random_stack(seed=0), batch=4))
-
-Every assertion permutes each network of the batch by its own random group element, compares what the model says before
-and after, and has a negative control, so that it cannot pass because the model looks at nothing. Errors are the largest
-absolute difference relative to the largest absolute value; the tolerance is ``TOLERANCE[dtype]``: 1e-10 in float64, where
-only a wrong model fails, and 2e-5 in float32, where the order of summation shows.
-"""
+"""Assertions that a model of networks is invariant or equivariant to the permutations of their neurons."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Block, GraphBatch, GraphSpec, Layer, NeuralGraph, PermutationSpec, Stack
-from neural_graphs.graph._activation import Activation
+from neural_graphs.graph import Block, GraphBatch, GraphSpec, NeuralGraph, PermutationSpec
 from neural_graphs.graph._spec import Element
 from neural_graphs.nn import Encoding
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 
 Networks = NeuralGraph | GraphBatch | Sequence[NeuralGraph]
-Kind = Literal["mlp", "siren", "cnn"]
-
-_HIDDEN = ("relu", "tanh", "sigmoid", "gelu", "silu", "leaky_relu")
-
-
-# -- random networks ----------------------------------------------------------------------------------------------------
-
-
-def random_stack(seed: int = 0, kind: Kind | None = None) -> Stack:
-    """A small random architecture: 1 to 4 hidden layers of 2 to 8 neurons, any activations, with or without biases.
-
-    ``kind`` is ``"mlp"``, ``"siren"`` or ``"cnn"`` (1 to 3 convolutions, pooled globally or flattened, then a linear
-    layer); None draws one of them. The same seed gives the same stack.
-    """
-    rng = random.Random(f"{seed}-{kind}")
-    kind = kind or rng.choice(("mlp", "siren", "cnn"))
-    bias = rng.random() < 0.8
-    if kind == "cnn":
-        return _random_cnn(rng, bias)
-    hidden = [rng.randint(2, 8) for _ in range(rng.randint(1, 4))]
-    widths = (rng.randint(1, 3), *hidden, rng.randint(1, 4))
-    if kind == "siren":
-        return Stack.mlp(widths, f"sine:{rng.choice((1, 10, 30))}", shift=0.5, bias=bias)
-    return Stack.mlp(widths, [rng.choice(_HIDDEN) for _ in hidden], prefix="layers.{}", bias=bias)
-
-
-def _random_cnn(rng: random.Random, bias: bool) -> Stack:
-    channels = [rng.randint(1, 3)] + [rng.randint(2, 6) for _ in range(rng.randint(1, 3))]
-    side = 4 * rng.choice((1, 2))
-    layers = []
-    flatten = rng.random() < 0.5
-    for index, (before, after) in enumerate(pairwise(channels)):
-        kernel = rng.choice((1, 3))
-        last = index == len(channels) - 2
-        pool = "" if last and flatten else "global" if last else rng.choice(("", "max:2")) if side > 2 else ""
-        side = side // 2 if pool == "max:2" else side
-        activation = Activation.parse(rng.choice(_HIDDEN))
-        size = (kernel, kernel)
-        layers.append(Layer(f"conv{index}", before, after, size, 1, bias, activation, padding=kernel // 2, pool=pool))
-    layers.append(Layer("head", channels[-1], rng.randint(1, 4), (), side * side if flatten else 1, bias))
-    return Stack(tuple(layers))
-
-
-def random_graph(stack: Stack, batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> NeuralGraph:
-    """``batch`` networks of this architecture with random weights and biases, uniform at the usual initial scale."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for index, layer in enumerate(stack.layers):
-        scale = (3 / layer.fan_in) ** 0.5 / (layer.activation.omega if index else 1.0)
-        shapes = {layer.weight: layer.weight_shape}
-        if layer.bias_name:
-            shapes[layer.bias_name] = (layer.outputs,)
-        for name, shape in shapes.items():
-            value = torch.rand(batch, *shape, generator=generator, dtype=torch.float64) * 2 - 1
-            state[name] = (value * scale).to(dtype)
-    return NeuralGraph.from_state_dict(state, stack=stack, batched=True)
-
-
-def random_inputs(stack: Stack, count: int = 5, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    """Inputs for networks of this architecture, ``[count, d]`` or ``[count, c, h, w]``, uniform in [-1, 1]."""
-    shape: tuple[int, ...] = (count, stack.layers[0].inputs)
-    if stack.layers[0].kernel:
-        positions = max(layer.positions for layer in stack.layers)
-        side = round(positions**0.5) if positions > 1 else 4
-        for layer in stack.layers:
-            side *= 2 if layer.pool == "max:2" else 1
-        shape += (side, side)
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2 - 1
-
-
-# -- assertions -----------------------------------------------------------------------------------------------------------
 
 
 def assert_invariant(
