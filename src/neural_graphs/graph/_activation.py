@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 
-Kind = Literal["none", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "sine"]
+Kind = Literal["none", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "sine", "other"]
 
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[str, ...] = tuple(kind for kind in get_args(Kind) if kind != "other")
+"""What a person may ask for. "other" is what the tracer calls a non-linearity that is none of these."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Activation:
     omega: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in (*KINDS, "other"):
             raise UserError(f"unknown activation {self.kind!r}: choose one of {', '.join(KINDS)}")
 
     @classmethod
@@ -70,6 +71,10 @@ class Activation:
                 return F.silu(x)
             case "sine":
                 return torch.sin(self.omega * x)
+            case "other":
+                raise UserError(
+                    "this non-linearity is known to be there, but not which one it is: run the module instead"
+                )
         raise AssertionError(self.kind)
 
     @property
