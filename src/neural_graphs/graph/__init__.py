@@ -6,6 +6,7 @@ from neural_graphs.graph._check import SymmetryReport as SymmetryReport
 from neural_graphs.graph._graph import NeuralGraph as NeuralGraph
 from neural_graphs.graph._layout import Layout as Layout
 from neural_graphs.graph._packing import check_state_dict as check_state_dict
+from neural_graphs.graph._plain import stack_from_shapes as stack_from_shapes
 from neural_graphs.graph._spec import Axis as Axis
 from neural_graphs.graph._spec import PermutationSpec as PermutationSpec
 from neural_graphs.graph._stack import Layer as Layer
@@ -16,5 +17,5 @@ from neural_graphs.graph._structure import GraphSpec as GraphSpec
 from neural_graphs.graph._structure import NodeFeature as NodeFeature
 from neural_graphs.graph._structure import NodeSet as NodeSet
 from neural_graphs.graph._structure import spec_of_stack as spec_of_stack
-from neural_graphs.graph._trace import stack_from_shapes as stack_from_shapes
+from neural_graphs.graph._trace import Trace as Trace
 from neural_graphs.graph._trace import trace as trace

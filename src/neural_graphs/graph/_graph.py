@@ -19,6 +19,7 @@ from neural_graphs.graph._structure import GraphSpec, spec_of_stack
 
 if TYPE_CHECKING:
     from neural_graphs.graph._check import SymmetryReport
+    from neural_graphs.graph._trace import Trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class NeuralGraph:
     parameters where memory layout allows, so a graph costs little more memory than its network. ``rest`` holds the tensors
     of ``spec.rest``, ``[B, *shape]``. ``stack`` runs the networks (probe features, rendering) and is None when only the
     structure is known. ``narrow`` remembers node features whose own dtype is narrower than their node set's tensor.
+    ``trace`` holds the recorded operators of a traced module, which run its networks.
     """
 
     spec: GraphSpec
@@ -38,6 +40,7 @@ class NeuralGraph:
     stack: Stack | None = None
     rest: tuple[Tensor, ...] = ()
     narrow: Narrow = ()
+    trace: Trace | None = None
 
     # -- building -----------------------------------------------------------------------------------------------------
 
@@ -69,7 +72,7 @@ class NeuralGraph:
         ``activation`` is the hidden non-linearity (``"relu"``, ``"sine:30"``) or one per hidden layer; ``stack`` gives the
         whole architecture instead. Raises ``UserError`` when the tensors are no plain stack.
         """
-        from neural_graphs.graph._trace import stack_from_shapes
+        from neural_graphs.graph._plain import stack_from_shapes
 
         values = {name: value if batched else value.unsqueeze(0) for name, value in state_dict.items()}
         if stack is None:
@@ -179,15 +182,45 @@ class NeuralGraph:
         """The graph of the permuted networks (see ``PermutationSpec.apply``)."""
         state = self.to_state_dict(batched=True)
         own = {name: value for name, value in state.items() if name not in self.spec.canonical}
-        return NeuralGraph.pack(self.spec, self.symmetries.apply(own, element, batched=True), self.stack)
+        return self.like(self.symmetries.apply(own, element, batched=True), batched=True)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Outputs ``[B, K, out]`` of the networks on inputs ``[K, d]`` (or ``[B, K, d]``)."""
+    def like(self, state_dict: Mapping[str, Tensor], batched: bool = False) -> NeuralGraph:
+        """Other networks of the same architecture: one state dict, or (``batched``) many stacked ones.
+
+        Raises ``UserError`` naming the first tensor that is missing, of another shape, or too many.
+        """
+        values = {name: value if batched else value.unsqueeze(0) for name, value in state_dict.items()}
+        packed = NeuralGraph.pack(self.spec, values, self.stack, strict=True)
+        return replace(packed, trace=self.trace)
+
+    def run(self, x: Any) -> Tensor:
+        """Outputs ``[B, K, out]`` of the networks on inputs ``[K, d]`` (or ``[B, K, d]``).
+
+        Traced modules take inputs shaped like their example, or more samples (see ``responses``), and give the first tensor
+        that the module returns, ``[B, K, ...]``.
+        """
+        if self.stack is None and self.trace is not None:
+            from neural_graphs.graph._responses import outputs
+
+            return outputs(self, x)
         return self._runnable().forward(self.to_state_dict(batched=True), x)
 
     def activations(self, x: Tensor) -> list[Tensor]:
         """Values of every node set on inputs ``[K, d]``: a list of ``[B, K, n]`` (see ``Stack.activations``)."""
         return self._runnable().activations(self.to_state_dict(batched=True), x)
+
+    def responses(self, x: Any) -> list[Tensor | None]:
+        """Probe features: the response ``[B, K, n]`` of every node set to K shared inputs.
+
+        For feature maps and sequences the mean over positions. Plain stacks and traced modules alike; None for a node set
+        whose values the module never holds (the tokens of an embedding). ``x`` is a tensor, a tuple or a dictionary as the
+        module takes it, shaped like the example input of the trace, or with a multiple of its samples.
+        """
+        if self.stack is None and self.trace is not None:
+            from neural_graphs.graph._responses import responses
+
+            return responses(self, x)
+        return list(self.activations(x))
 
     def _runnable(self) -> Stack:
         if self.stack is None:

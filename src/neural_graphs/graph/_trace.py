@@ -1,14 +1,10 @@
-"""From a module or a bare state dict to a neural graph.
-
-Reads plain stacks: ``nn.Sequential`` (nested ones too) of Linear, Conv2d, activations, pooling and Flatten, and modules of
-this library. What it does not understand it refuses in one line; it never guesses.
-"""
+"""From a module to a neural graph: plain stacks by their layers, everything else by recording what it computes."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import contextlib
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,176 +12,105 @@ from torch import Tensor, nn
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._graph import NeuralGraph
-from neural_graphs.graph._stack import Layer, Stack, StackModule
+from neural_graphs.graph._plain import stack_from_module
+from neural_graphs.graph._structure import GraphSpec
+
+if TYPE_CHECKING:  # recording a module needs much of torch that a plain stack does without
+    from neural_graphs.graph._build import Response
+    from neural_graphs.graph._capture import Captured
 
 
-def trace(module: nn.Module, example_input: Tensor | None = None) -> NeuralGraph:
-    """The neural graph of ``module``: one network, batch size 1, parameters by reference where layout allows.
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """How a neural graph was found: the recorded operators, and where each node set's response stands among them.
 
-    ``example_input`` (``[K, d]`` or ``[K, c, h, w]``) is needed where shapes depend on it (a flattened feature map of
-    unknown size is read off the next layer, so plain stacks do without) and, if given, the result is run on it and
-    compared with the module, so that a wrong reading cannot pass silently. Raises ``UserError`` for anything but a plain
-    Linear/Conv stack.
+    ``frozen`` counts the operators that had no rule for what they do here: all axes that they touch stay fixed. ``route``
+    is "export", or "make_fx" where the module decides on values of its data and only the path taken was recorded.
     """
-    stack = stack_from_module(module)
+
+    captured: Captured = field(repr=False)
+    responses: dict[int, Response] = field(repr=False)
+    frozen: dict[str, int]
+
+    @property
+    def route(self) -> Literal["export", "make_fx"]:
+        return self.captured.route
+
+
+def trace(module: nn.Module, example_input: Any = None) -> NeuralGraph:
+    """The neural graph of any module that ``torch.export`` can read: one network, batch size 1, weights by reference.
+
+    ``example_input`` is a tensor, a tuple of positional arguments or a dictionary of keyword arguments; its values do not
+    matter, its shapes do. Plain stacks (``nn.Sequential`` of Linear, Conv2d, activations, pooling, Flatten) do without; if
+    one is given to them, the result is run on it and compared with the module. The module is put into evaluation mode
+    meanwhile; on the ``meta`` device it needs no weights.
+
+    The symmetry group (``graph.symmetries``) is found by propagating axis types through the recorded operators, one rule
+    per operator; what an operator without a rule touches is fixed and reported in ``graph.trace.frozen``. ``graph.check``
+    verifies it numerically.
+
+    Raises:
+        UserError: the module cannot be recorded, the example does not fit, or it is missing where it is needed.
+    """
+    stack = None
+    with contextlib.suppress(UserError):
+        stack = stack_from_module(module)
+    if stack is None:
+        if example_input is None:
+            raise UserError(
+                f"{type(module).__name__} is no plain stack of layers: give an example input to trace it, such as "
+                "trace(module, torch.rand(1, 3, 224, 224))"
+            )
+        return trace_module(module, example_input)
     state = {name: value.detach() for name, value in module.state_dict().items()}
     graph = NeuralGraph.from_state_dict(state, stack=stack)
-    if example_input is not None:
-        training = module.training
-        module.eval()
-        with torch.no_grad():
-            expected, found = module(example_input), graph.run(example_input)[0]
-        module.train(training)
-        tolerance = 1e-3 * (1 + expected.abs().max())
-        if expected.shape != found.shape or not (expected - found).abs().max() <= tolerance:
-            raise UserError("the module does not compute what its layers say in order: it is no plain stack")
+    if example_input is not None and not any(value.is_meta for value in state.values()):
+        _compare(module, graph, example_input)
     return graph
 
 
-def stack_from_module(module: nn.Module) -> Stack:
-    """The ``Stack`` that ``module`` is; raises ``UserError`` when it is not one."""
-    if isinstance(module, StackModule):
-        return module.stack
-    if not isinstance(module, nn.Sequential):
-        raise UserError(
-            f"{type(module).__name__} is no plain stack: give an nn.Sequential of Linear, Conv2d, activations, pooling and "
-            "Flatten, or a Stack's module"
-        )
-    layers: list[Layer] = []
-    flattened = False
-    for name, child in _leaves(module):
-        if isinstance(child, (nn.Linear, nn.Conv2d)):
-            layers.append(_layer(name, child, layers[-1] if layers else None, flattened))
-            flattened = False
-            continue
-        activation = Activation.of_module(child)
-        if activation is not None:
-            if activation.kind != "none":
-                _set_activation(layers, name, activation)
-        elif isinstance(child, nn.Flatten) and (child.start_dim, child.end_dim) == (1, -1):
-            flattened = True
-        elif isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-            _set_pool(layers, name, "global")
-        elif isinstance(child, nn.MaxPool2d) and _plain_max_pool(child):
-            _set_pool(layers, name, f"max:{child.kernel_size}")
-        elif not isinstance(child, nn.Dropout):
-            raise UserError(
-                f"{name} ({type(child).__name__}) has no place in a plain stack; a sine is known as "
-                "neural_graphs.graph.Activation.parse('sine:30').module()"
-            )
-    if not layers:
-        raise UserError("this module has no Linear or Conv2d layer")
-    return Stack(tuple(layers))
+def trace_module(module: nn.Module, example_input: Any) -> NeuralGraph:
+    """``trace`` by recording, for plain stacks too."""
+    from neural_graphs.graph._build import build
+    from neural_graphs.graph._capture import capture
+    from neural_graphs.graph._propagate import propagate
+
+    captured = capture(module, example_input)
+    found = propagate(captured)
+    graph, responses = build(captured, found)
+    spec = replace(graph.spec.symmetries, activations=_activations(graph.spec))
+    return replace(
+        graph,
+        spec=replace(graph.spec, symmetries=spec),
+        trace=Trace(captured, responses, found.frozen_ops),
+    )
 
 
-def _leaves(module: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    found = []
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        if isinstance(child, nn.Sequential):
-            found += _leaves(child, f"{path}.")
-        else:
-            found.append((path, child))
-    return found
+def _activations(spec: GraphSpec) -> tuple[tuple[str, Activation], ...]:
+    """The non-linearity behind each class: that of the first node set with one that is made of the class."""
+    found: dict[str, Activation] = {name: Activation() for name in spec.symmetries.classes}
+    for nodes in spec.node_sets:
+        for name, _ in nodes.axis.classes:
+            if found[name].kind == "none":
+                found[name] = nodes.activation
+    return tuple(found.items())
 
 
-def _layer(name: str, child: nn.Linear | nn.Conv2d, before: Layer | None, flattened: bool) -> Layer:
-    bias = child.bias is not None
-    if isinstance(child, nn.Conv2d):
-        if child.groups != 1 or child.dilation != (1, 1) or child.padding_mode != "zeros":
-            raise UserError(f"{name}: only plain convolutions (no groups, no dilation, zero padding) form a stack")
-        padding: tuple[int, ...] | str = child.padding
-        if padding == "same" and child.stride == (1, 1) and all(k % 2 for k in child.kernel_size):
-            padding = tuple(k // 2 for k in child.kernel_size)
-        elif padding == "valid":
-            padding = (0, 0)
-        if isinstance(padding, str) or len(set(child.stride)) != 1 or len(set(padding)) != 1:
-            raise UserError(f"{name}: stride and padding must be the same on both axes")
-        kernel = tuple(child.kernel_size)
-        return Layer(
-            name,
-            child.in_channels,
-            child.out_channels,
-            kernel,
-            1,
-            bias,
-            stride=child.stride[0],
-            padding=padding[0],
-        )
-    positions = 1
-    inputs = child.in_features
-    if before is not None and before.kernel:
-        if before.pool != "global" and not flattened:
-            raise UserError(f"{name} reads a feature map that is neither flattened nor pooled")
-        if inputs % before.outputs:
-            raise UserError(f"{name} reads {inputs} features, no multiple of {before.outputs} channels")
-        positions, inputs = inputs // before.outputs, before.outputs
-    return Layer(name, inputs, child.out_features, (), positions, bias)
-
-
-def _set_activation(layers: list[Layer], name: str, activation: Activation) -> None:
-    if not layers or layers[-1].activation.kind != "none" or (layers[-1].pool and activation.kind != "none"):
-        raise UserError(f"{name}: an activation must follow its Linear or Conv2d layer directly")
-    layers[-1] = replace(layers[-1], activation=activation)
-
-
-def _set_pool(layers: list[Layer], name: str, pool: str) -> None:
-    if not layers or not layers[-1].kernel or layers[-1].pool:
-        raise UserError(f"{name}: pooling must follow a convolution and its activation")
-    layers[-1] = replace(layers[-1], pool=pool)
-
-
-def _plain_max_pool(child: nn.MaxPool2d) -> bool:
-    plain = child.padding == 0 and child.dilation == 1 and not child.ceil_mode
-    return plain and isinstance(child.kernel_size, int) and child.stride == child.kernel_size
-
-
-def stack_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]],
-    activation: str | Activation | Sequence[str | Activation] | None,
-    shift: float = 0.0,
-) -> Stack:
-    """The plain stack whose state dict has these names and shapes, layers in the order of the names' numbers.
-
-    ``activation`` is that of every hidden layer, or one per hidden layer. Convolutions are taken as stride 1 with "same"
-    padding, the last one's map as globally pooled when the next linear layer reads one feature per channel. Raises
-    ``UserError`` when the tensors form no chain of layers.
-    """
-    weights = [name for name in shapes if name.rpartition(".")[2] == "weight"]
-    if not weights:
-        raise UserError("no tensor named *.weight: this is no state dict of Linear or Conv layers")
-    weights.sort(key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
-    if activation is None:
-        if len(weights) > 1:
-            raise UserError(
-                "a bare state dict does not say its non-linearity: give activation, such as 'sine:30' or 'relu'"
-            )
-        activation = []
-    if isinstance(activation, (str, Activation)):
-        activation = [activation] * (len(weights) - 1)
-    if len(activation) != len(weights) - 1:
-        raise UserError(f"{len(weights) - 1} hidden layers need as many activations, got {len(activation)}")
-    kinds = [*map(Activation.parse, activation), Activation()]
-
-    layers: list[Layer] = []
-    used: set[str] = set()
-    for weight, kind in zip(weights, kinds, strict=True):
-        shape, name = shapes[weight], weight.rpartition(".")[0]
-        if len(shape) not in (2, 4):
-            raise UserError(f"{weight} has {len(shape)} axes: plain stacks hold Linear (2) and Conv2d (4) weights only")
-        bias = f"{name}.bias"
-        used |= {weight, bias}
-        if bias in shapes and shapes[bias] != (shape[0],):
-            raise UserError(f"{bias} has shape {shapes[bias]}, expected {(shape[0],)}")
-        inputs, positions, kernel = shape[1], 1, tuple(shape[2:])
-        if layers and layers[-1].kernel and not kernel:
-            if inputs % layers[-1].outputs:
-                raise UserError(f"{weight} reads {inputs} features, no multiple of {layers[-1].outputs} channels")
-            inputs, positions = layers[-1].outputs, inputs // layers[-1].outputs
-            if positions == 1:
-                layers[-1] = replace(layers[-1], pool="global")
-        padding = kernel[0] // 2 if kernel else 0
-        layers.append(Layer(name, inputs, shape[0], kernel, positions, bias in shapes, kind, padding=padding))
-    if extra := [name for name in shapes if name not in used]:
-        raise UserError(f"{extra[0]} belongs to no Linear or Conv layer of a plain stack")
-    return Stack(tuple(layers), shift)
+def _compare(module: nn.Module, graph: NeuralGraph, example: Any) -> None:
+    """Plain stacks are read off their layers; here the module has its say."""
+    if isinstance(example, tuple) and len(example) == 1:
+        example = example[0]
+    if not isinstance(example, Tensor):
+        raise UserError("a plain stack of layers takes one tensor as its example input")
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            expected, found = module(example), graph.run(example)[0]
+    except RuntimeError as error:
+        raise UserError(f"the module does not run on this example input: {str(error).splitlines()[0]}") from None
+    finally:
+        module.train(training)
+    tolerance = 1e-3 * (1 + expected.abs().max())
+    if expected.shape != found.shape or not (expected - found).abs().max() <= tolerance:
+        raise UserError("the module does not compute what its layers say in order: it is no plain stack")
