@@ -45,7 +45,7 @@ def _conv(reader: Reader, node: Node) -> Value:
         target = site.ids.reshape(-1, 1, *ones)
         source = inputs.repeat_interleave(n // groups, 0).reshape(n, -1, *ones)
     ledger.parametric(w, collapse(target), collapse(source), "conv", tuple(w.shape[2:]))
-    ledger.join((*x.loose, *loose), site.ids)
+    ledger.join(loose, site.ids)
     kept = [Label(site.ids.reshape([n if d == channel else 1 for d in range(len(shape))]))]
     taken = set(range(channel, len(shape)))
     kept += [label for label in x.labels if label.axes and not label.axes & taken]
@@ -233,7 +233,7 @@ def _cell_layer(
     if biased:
         for bias in weights[2:4]:
             ledger.feature(bias, [Label(rows.flatten())], "bias")
-    ledger.join((*x.loose, *rejected, *loose), site.ids)
+    ledger.join((*rejected, *loose), site.ids)
     ledger.activations.append((site.ids, Activation("relu" if "relu" in reader.name(node) else "tanh"), None))
     shape = (*x.shape[:-1], out.size)
     return Value(shape, (Label(out.ids.reshape(*(1,) * (rank - 1), -1)),))

@@ -55,6 +55,17 @@ def activation_of(node: Node, name: str, scale: float) -> Activation | None:
     return Activation("other") if name in _OTHER else None
 
 
+def result_of(node: Node) -> Node:
+    """Where the non-linearity that starts at ``node`` ends: beyond the node itself where it is written out."""
+    name = _name(node)
+    if name == "sigmoid" and _multiplies_itself(node):
+        return next(user for user in node.users if _name(user) == "mul" and node.args[0] in user.args)
+    if name == "tanh" and _is_gelu(node):
+        one_more = next(iter(node.users))
+        return next(iter(one_more.users), node) if _name(one_more) == "add" else node
+    return node
+
+
 def _multiplies_itself(node: Node) -> bool:
     """``x * sigmoid(x)``, written out."""
     source = node.args[0]

@@ -236,7 +236,8 @@ def _cut(part: tuple[Factor, ...], start: int, stop: int) -> tuple[tuple[Factor,
         if isinstance(head, Axis):
             found = section(head, start // inner, stop // inner)
             return tuple((*piece, *rest) for piece in found.parts) if found is not None else None
-        return (((None, (stop - start) // inner), *rest),) if head[0] is None else None
+        count = (stop - start) // inner
+        return ((((None, count), *rest) if count > 1 else rest),) if head[0] is None else None
     if start // inner == (stop - 1) // inner and not isinstance(head, Axis) and head[0] is None:
         found = section(Axis((rest,)), start % inner, start % inner + stop - start)
         return found.parts if found is not None else None

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from neural_graphs.graph._activation import Activation
@@ -56,6 +57,13 @@ def _like(reader: Reader, node: Node) -> Any:
     if isinstance(node.meta["val"], (tuple, list)):
         return unknown(reader, node)
     return pointwise(reader, node)
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def _weight_norm(reader: Reader, node: Node) -> Any:
+    direction, size = (reader.env[arg] for arg in node.args[:2])  # type: ignore[index]
+    found = reader.elementwise([direction, size], direction.shape, "scale")
+    return found if isinstance(node.meta["val"], Tensor) else [found, size]
 
 
 @rule("glu")

@@ -62,7 +62,7 @@ def contract(
     site = ledger.site(n, layer_name(reader, w, node), "layer", response)
     neurons = site.ids.reshape([sizes[letter] for letter in grid])
     ledger.parametric(w, spread(neurons, grid, wl), source, kind)
-    ledger.join((*x.loose, *loose), site.ids)
+    ledger.join(loose, site.ids)
     kept = [Label(spread(neurons, grid, out))]
     gone = {xl.index(letter) for letter in (*summed, *grid) if letter in xl}
     for label in x.labels:
@@ -217,7 +217,19 @@ def _einsum(reader: Reader, node: Node) -> Value:
 
 @rule("transformers::grouped_mm_fallback", "_grouped_mm")
 def _grouped_mm(reader: Reader, node: Node) -> Value:
-    return unknown(reader, node)
+    """Stacked experts: each row of ``x`` ``[n, k]`` is multiplied with one of ``w`` ``[experts, k, o]``, on which its values
+    decide. All experts' outputs are neurons, but which of them a row holds is not known."""
+    ledger = reader.ledger
+    x, w = (reader.env[arg] for arg in node.args[:2])  # type: ignore[index]
+    if w.given or not w.parameters or len(w.shape) != 3 or len(x.shape) != 2:
+        return unknown(reader, node)
+    experts, _, wide = w.shape
+    ids, loose = ledger.reading(x, [1], [], str(node.args[0]))
+    ledger.event(ids)
+    site = ledger.site(experts * wide, layer_name(reader, w, node), "layer")
+    ledger.parametric(w, site.ids.reshape(experts, 1, wide), ids.reshape(1, -1, 1), "linear")
+    ledger.join(loose, site.ids)
+    return Value(reader.shape(node), (), (Crowd(site.ids),))
 
 
 # -- attention --------------------------------------------------------------------------------------------------------------

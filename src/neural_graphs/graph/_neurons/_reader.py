@@ -13,6 +13,7 @@ from torch.fx import Node
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._neurons._labels import NOBODY, Crowd, Label, Value, collapse, lift
+from neural_graphs.graph._neurons._nonlinearities import result_of
 from neural_graphs.graph._neurons._sites import Join, Ledger
 
 Rule = Callable[["Reader", Node], Any]
@@ -75,7 +76,12 @@ class Reader:
         found = RULES.get(self.name(node))
         if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             found = RULES["pointwise"]
-        return (found or unknown)(self, node)
+        try:
+            return (found or unknown)(self, node)
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            # A form of the operator that its rule does not know. This costs structure only: the symmetries are found
+            # elsewhere, and every parameter gets its place in any case.
+            return unknown(self, node)
 
     # -- for rules ------------------------------------------------------------------------------------------------------
 
@@ -204,7 +210,28 @@ class Reader:
         for value in pure:
             single = tuple(lift(label, len(shape)) for label in value.labels)
             loose += ledger.feature(Value(shape, single, parameters=value.parameters), neurons, kind)
+        bare = [value for value in others if value.given and value.loose and not ledger.neurons(value)]
+        if kind == "bias" and bare and len(neurons) == 1 and len(neurons[0].axes) == 1:
+            return self._summed(neurons[0], labels, bare, loose, shape)
         return Value(shape, labels, self.prune(labels, loose))
+
+    def _summed(
+        self,
+        label: Label,
+        labels: tuple[Label, ...],
+        bare: Sequence[Value],
+        loose: tuple[Crowd, ...],
+        shape: tuple[int, ...],
+    ) -> Value:
+        """Neurons plus a value of which it is not known which neurons it belongs to: the sum is neurons of its own."""
+        ids = label.ids.flatten()
+        name = f"{self.ledger.sites[int(self.sites_of(ids.max().reshape(1)))].name}.sum"
+        site = self.ledger.site(ids.numel(), name, "read")
+        known = ids != NOBODY
+        self.ledger.joins.append(Join(ids[known], site.ids[known], "identity"))
+        self.ledger.join(loose, site.ids)
+        new = Label(site.ids.reshape(label.ids.shape))
+        return Value(shape, tuple(new if other is label else other for other in labels))
 
     def _promote_input(self, pure: Sequence[Value], others: Sequence[Value], rank: int) -> None:
         """A parameter acts along an axis of an input: its positions are neurons."""
@@ -230,7 +257,7 @@ class Reader:
 
     def activate(self, node: Node, value: Value, activation: Activation) -> None:
         for label in self.latest(value):
-            response = (node.name, min(label.axes)) if len(label.axes) == 1 else None
+            response = (result_of(node).name, min(label.axes)) if len(label.axes) == 1 else None
             self.ledger.activations.append((label.ids.flatten(), activation, response))
             self.ledger.event(label.ids)
 

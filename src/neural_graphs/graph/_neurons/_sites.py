@@ -193,7 +193,7 @@ class Ledger:
             extra = self.site(int(gaps.sum()), f"{node}.rest", "read")
             ids = ids.masked_scatter(gaps, extra.ids)
             self.join((*x.loose, *self.crowds(rejected)), extra.ids)
-        return ids, self.crowds(rejected)
+        return ids, (*x.loose, *self.crowds(rejected))
 
     def _own_reading(self, x: Value, dims: list[int], node: str) -> Tensor:
         site = self.own.get((node, tuple(dims)))
