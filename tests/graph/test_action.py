@@ -79,12 +79,23 @@ def rescaled_twin(spec: PermutationSpec, state: dict[str, Tensor], element: Elem
                 place = tuple(s[i] for s, i in zip(spelt, entry, strict=True))
                 word = place[term.axis]
                 hits = [k for k, (name, _) in enumerate(word) if name == rescaling.symmetry]
+                if term.pieces and piece_of(axes[term.axis], entry[term.axis]) not in term.pieces:
+                    continue
                 factors = [float(vector[class_index(place, term.axis, k, over)]) for k in hits]
                 if factors:
                     x = float(out[term.parameter][entry])
                     x = (x + term.offset) * math.prod(factors) ** term.exponent - term.offset
                     out[term.parameter][entry] = x + term.shift * (math.prod(factors) < 0)
     return out
+
+
+def piece_of(axis: Axis, place: int) -> int:
+    """Which piece of the axis holds this place."""
+    for number, piece in enumerate(axis.pieces):
+        steps = product(*(range(0, digit.size * digit.stride, digit.stride) for digit in piece.digits))
+        if place in {piece.offset + sum(step) for step in steps}:
+            return number
+    raise AssertionError("the pieces do not cover the axis")
 
 
 # -- random groups ----------------------------------------------------------------------------------------------------------
@@ -340,7 +351,13 @@ def rescaled_specs(draw: Callable, kinds: tuple[str, ...] = ("scale", "sign")) -
             shift = draw(st.sampled_from([0.0, 0.25])) if kind == "phase" else 0.0
             # Affine terms do not commute with others on the same entries, so only lone ones form a group.
             offset = draw(st.sampled_from([0.0, 1.0])) if "phase" in kinds else 0.0
-            terms.append(Term(name, dim, exponent, offset, shift))
+            held = [
+                number
+                for number, piece in enumerate(spec.parameters[name][dim].pieces)
+                if symmetry in {digit.symmetry for digit in piece.digits}
+            ]
+            chosen = tuple(draw(st.lists(st.sampled_from(held), max_size=2, unique=True)))
+            terms.append(Term(name, dim, exponent, offset, shift, chosen))
         rescalings.append(Rescaling(kind, symmetry, tuple(terms)))
     return PermutationSpec(spec.axes, over=spec.over, rescalings=tuple(rescalings))
 

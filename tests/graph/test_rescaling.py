@@ -109,6 +109,10 @@ def test_words() -> None:
     line = "  P0 (5 neurons, relu): positive scale; touches seq.0.weight, seq.0.bias, seq.1.weight"
     assert line in spec.describe().splitlines()
     assert "sign; touches" in mlp("tanh", "sign")[1].describe()
+    axis = Axis(((("P", 3),), (("P", 3),)))
+    packed = PermutationSpec((("w", (axis,)),), rescalings=(Rescaling("sign", "P", (Term("w", 0, 1.0, pieces=(1,)),)),))
+    assert "sign; touches w[1]" in packed.describe()
+    assert PermutationSpec.from_json(packed.to_json()) == packed
     assert "phase with sign; touches seq.0.bias, seq.1.weight" in mlp("sine:30", "phase", 0.1)[1].describe()
 
 
@@ -119,6 +123,7 @@ def test_words() -> None:
         (Rescaling("scale", "P", (Term("w", 1, 1.0),)), "axis 1 of w holds no class P"),
         (Rescaling("scale", "P", (Term("w", 2, 1.0),)), "axis 2 of w holds no class P"),
         (Rescaling("scale", "P", (Term("v", 0, 1.0),)), "axis 0 of v holds no class P"),
+        (Rescaling("scale", "P", (Term("w", 0, 1.0, pieces=(1,)),)), "piece 1 of axis 0 of w holds no P"),
         (Rescaling("sign", "P", (Term("w", 0, 0.5),)), "whole exponents"),
         (Rescaling("scale", "P", (Term("w", 0, 1.0, shift=1.0),)), "cannot shift w"),
         (Rescaling("turn", "P", ()), "unknown kind of rescaling 'turn'"),

@@ -29,13 +29,15 @@ Over = Mapping[str, tuple[str, ...]]
 
 
 class Slot(NamedTuple):
-    """One digit of a cell. ``outer`` are the cell's digits that its class depends on, ``dim`` the axis it stands on."""
+    """One digit of a cell. ``outer`` are the cell's digits that its class depends on, ``dim`` the axis it stands on and
+    ``piece`` the number of the piece of that axis (see ``Axis.pieces``)."""
 
     symmetry: str | None
     size: int
     stride: int
     dim: int
     outer: tuple[int, ...]
+    piece: int
 
 
 class Cell(NamedTuple):
@@ -90,13 +92,14 @@ def _other_dims(parameter: str, axes: tuple[Axis, ...], dim: int, over: Over) ->
 
 def _cells(parameter: str, axes: tuple[Axis, ...], dims: tuple[int, ...], over: Over) -> list[Cell]:
     cells = []
-    for pieces in product(*(axes[dim].pieces for dim in dims)):
-        offset, digits = 0, []
-        for position, (dim, piece) in enumerate(zip(dims, pieces, strict=True)):
+    for pieces in product(*(enumerate(axes[dim].pieces) for dim in dims)):
+        offset, digits, numbers = 0, [], []
+        for position, (dim, (number, piece)) in enumerate(zip(dims, pieces, strict=True)):
             step = math.prod(axes[d].size for d in dims[position + 1 :])
             offset += piece.offset * step
             digits += [(dim, digit._replace(stride=digit.stride * step)) for digit in piece.digits]
-        slots = [Slot(*digit, dim, _outer(digits, k, over)) for k, (dim, digit) in enumerate(digits)]
+            numbers += [number] * len(piece.digits)
+        slots = [Slot(*digit, dim, _outer(digits, k, over), numbers[k]) for k, (dim, digit) in enumerate(digits)]
         for slot in slots:
             inner = dict(zip(over.get(slot.symmetry or "", ()), slot.outer, strict=True))
             for k in slot.outer:
@@ -169,15 +172,16 @@ def sources(group: AxisGroup, element: Element) -> Tensor | None:
     return index
 
 
-def field(group: AxisGroup, dim: int, symmetry: str, vector: Tensor) -> Tensor:
-    """``vector``, one factor per neuron of a class, at the class's places on axis ``dim``, 1 elsewhere:
-    ``[B?, *group.sizes]``. Where the class stands twice in a place (a flattened outer product), its factors multiply."""
+def field(group: AxisGroup, dim: int, symmetry: str, vector: Tensor, pieces: tuple[int, ...] = ()) -> Tensor:
+    """``vector``, one factor per neuron of a class, at the class's places on axis ``dim`` (on those ``pieces`` of it, if
+    named), 1 elsewhere: ``[B?, *group.sizes]``. Where the class stands twice in a place (a flattened outer product), its
+    factors multiply."""
     own = next(len(s.outer) + 1 for cell in group.cells for s in cell.slots if s.symmetry == symmetry)
     lead = _lead([(vector, own)])
     flat = torch.ones((*lead, math.prod(group.sizes)), dtype=vector.dtype)
     for cell in group.cells:
         for k, slot in enumerate(cell.slots):
-            if slot.symmetry == symmetry and slot.dim == dim:
+            if slot.symmetry == symmetry and slot.dim == dim and (not pieces or slot.piece in pieces):
                 _grid(flat, cell).mul_(align(vector.cpu(), (*slot.outer, k), len(cell.slots), bool(lead)))
     return flat.view(*lead, *group.sizes)
 

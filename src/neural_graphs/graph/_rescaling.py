@@ -20,22 +20,28 @@ _WORDS: dict[str, str] = {"scale": "positive scale", "sign": "sign", "phase": "p
 @dataclass(frozen=True)
 class Term:
     """What a rescaling by s does to one axis of one parameter: ``x <- (x + offset) * s**exponent - offset`` at the places
-    of the class, then ``x <- x + shift`` where s = -1 (phase only). Where the class stands twice in a place (a flattened
-    outer product), s is the product of both factors."""
+    of the class, then ``x <- x + shift`` where s = -1 (phase only). ``pieces`` are the numbers of those pieces of the axis
+    (``Axis.pieces``) that it is for, such as the queries of a packed projection; () means all. Where the class stands twice
+    in a place (a flattened outer product), s is the product of both factors."""
 
     parameter: str
     axis: int
     exponent: float = 0.0
     offset: float = 0.0
     shift: float = 0.0
+    pieces: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.parameter}[{', '.join(map(str, self.pieces))}]" if self.pieces else self.parameter
 
     def to_json(self) -> list[Any]:
-        return [self.parameter, self.axis, self.exponent, self.offset, self.shift]
+        return [self.parameter, self.axis, self.exponent, self.offset, self.shift, list(self.pieces)]
 
     @classmethod
     def from_json(cls, data: Any) -> Term:
-        parameter, axis, exponent, offset, shift = data
-        return cls(str(parameter), int(axis), float(exponent), float(offset), float(shift))
+        parameter, axis, exponent, offset, shift, pieces = data
+        numbers = tuple(map(int, pieces))
+        return cls(str(parameter), int(axis), float(exponent), float(offset), float(shift), numbers)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,10 @@ class Rescaling:
             entry = axes.get(term.parameter, ())
             if not 0 <= term.axis < len(entry) or self.symmetry not in dict(entry[term.axis].classes):
                 raise UserError(f"axis {term.axis} of {term.parameter} holds no class {self.symmetry} to rescale")
+            for number in term.pieces:
+                pieces = entry[term.axis].pieces
+                if not 0 <= number < len(pieces) or all(d.symmetry != self.symmetry for d in pieces[number].digits):
+                    raise UserError(f"piece {number} of axis {term.axis} of {term.parameter} holds no {self.symmetry}")
             if self.kind != "scale" and term.exponent != int(term.exponent):
                 raise UserError(f"a {self.kind} needs whole exponents, not {term.exponent} for {term.parameter}")
             if self.kind != "phase" and term.shift:
@@ -70,7 +80,7 @@ class Rescaling:
         return 2 * torch.randint(2, shape, generator=generator).double() - 1
 
     def describe(self, neurons: str) -> str:
-        names = dict.fromkeys(term.parameter for term in self.terms)
+        names = dict.fromkeys(map(str, self.terms))
         return f"{neurons}: {_WORDS[self.kind]}; touches {', '.join(names) or 'nothing'}"
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +102,7 @@ def rescale(
     work = value.float() if value.element_size() < 4 else value
     real = work.real.dtype if work.is_complex() else work.dtype
 
-    found = field(group, term.axis, symmetry, vector)
+    found = field(group, term.axis, symmetry, vector, term.pieces)
     lead = found.shape[: found.dim() - len(group.dims)]
     shape = [1] * (value.dim() - batched)
     for dim, size in zip(group.dims, group.sizes, strict=True):
