@@ -93,15 +93,33 @@ def test_a_changed_forward_is_noticed() -> None:
 
     module = Doubled(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     with pytest.raises(UserError, match="no plain stack"):
-        trace(module, torch.randn(4, 2))
+        trace(module)
+    inputs = torch.randn(4, 2)
+    graph = trace(module, inputs)  # recorded as it runs
+    assert graph.stack is None
+    torch.testing.assert_close(graph.run(inputs)[0], module(inputs))
 
 
-def test_a_tied_layer_is_refused_or_read_right() -> None:
+def test_a_hook_is_noticed() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    module[0].register_forward_hook(lambda _module, _inputs, output: output * 2)
+    inputs = torch.randn(4, 2)
+    graph = trace(module, inputs)
+    assert graph.stack is None
+    torch.testing.assert_close(graph.run(inputs)[0], module(inputs))
+
+
+def test_tied_layers_are_no_plain_stack() -> None:
     shared = nn.Linear(2, 2)
     module = nn.Sequential(shared, nn.ReLU(), shared, nn.Tanh(), nn.Linear(2, 1))
+    with pytest.raises(UserError, match="2 shares its weights with a layer before"):
+        trace(module)
     inputs = torch.randn(4, 2)
-    with pytest.raises(UserError):
-        trace(module, inputs)
+    assert trace(module, inputs).check(module, inputs).passed
+    tied = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    tied[2].weight = tied[0].weight
+    with pytest.raises(UserError, match="shares its weights"):
+        trace(tied)
 
 
 def test_state_dicts_in_any_order_and_naming() -> None:

@@ -19,14 +19,18 @@ def stack_from_module(module: nn.Module) -> Stack:
     """The ``Stack`` that ``module`` is; raises ``UserError`` when it is not one."""
     if isinstance(module, StackModule):
         return module.stack
-    if not isinstance(module, nn.Sequential):
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         raise UserError(
             f"{type(module).__name__} is no plain stack: give an nn.Sequential of Linear, Conv2d, activations, pooling and "
             "Flatten, or a Stack's module"
         )
     layers: list[Layer] = []
     flattened = False
+    seen: set[int] = set()
     for name, child in _leaves(module):
+        if any(id(parameter) in seen for parameter in child.parameters()):
+            raise UserError(f"{name} shares its weights with a layer before: that is no plain stack")
+        seen.update(map(id, child.parameters()))
         if isinstance(child, (nn.Linear, nn.Conv2d)):
             layers.append(_layer(name, child, layers[-1] if layers else None, flattened))
             flattened = False
@@ -53,9 +57,11 @@ def stack_from_module(module: nn.Module) -> Stack:
 
 def _leaves(module: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     found = []
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children leaves out repetitions
+        if child is None:
+            continue
         path = f"{prefix}{name}"
-        if isinstance(child, nn.Sequential):
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
             found += _leaves(child, f"{path}.")
         else:
             found.append((path, child))

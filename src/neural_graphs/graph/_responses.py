@@ -6,10 +6,12 @@ number of samples, so other numbers of samples run in pieces of that size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -109,6 +111,7 @@ def _program(trace: Trace, wanted: list[Node]) -> Program:
     for node in captured.graph.nodes:
         if node.op == "placeholder" or (node.op == "call_function" and node in needed):
             copied[node] = copy.node_copy(node, lambda n: copied[n])
+            copied[node].target = _BATCHABLE.get(node.target, node.target)
     copy.output(tuple(copied[node] for node in wanted))
     module = GraphModule(torch.nn.Module(), copy)
     places = [node for node in captured.graph.nodes if node.op == "placeholder"]
@@ -127,6 +130,23 @@ def _program(trace: Trace, wanted: list[Node]) -> Program:
         return module(*arguments)
 
     return run
+
+
+def _batch_norm(
+    x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, momentum: float, eps: float
+) -> tuple[Tensor, ...]:
+    return (F.batch_norm(x, mean, var, weight, bias, False, momentum, eps),)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / v.square().sum([d for d in range(v.dim()) if d != dim % v.dim()], keepdim=True).sqrt())
+
+
+_BATCHABLE: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    torch.ops.aten._weight_norm.default: _weight_norm,
+}
+"""What ``vmap`` has no rule for, said with what it has."""
 
 
 def _fitting(constant: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -165,7 +185,7 @@ def _run(graph: NeuralGraph, program: Program, inputs: list[Tensor]) -> tuple[Te
             single = program({name: value[0] for name, value in state.items()}, [x.clone() for x in inputs])
             return tuple(value.unsqueeze(0) for value in single)
         try:
-            with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be batched over networks
+            with sdpa_kernel(SDPBackend.MATH), _quiet():  # the fused kernels cannot be batched over networks
                 return torch.func.vmap(lambda s: program(s, inputs), in_dims=0)(state)
         except RuntimeError:  # an operator that vmap cannot batch, or an in-place one on what all networks share
             singles = [
@@ -173,6 +193,19 @@ def _run(graph: NeuralGraph, program: Program, inputs: list[Tensor]) -> tuple[Te
                 for b in range(graph.batch_size)
             ]
             return tuple(map(torch.stack, zip(*singles, strict=True)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Operators without a batching rule run in a loop; that is slower, not wrong, and not worth a line each."""
+    switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", None)
+    if switch is not None:
+        switch(False)
+    try:
+        yield
+    finally:
+        if switch is not None:
+            switch(True)
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------------
