@@ -67,13 +67,14 @@ def check_symmetries(
     kinds: Collection[str] = ("permutation",),
     controls: int = 16,
     dtype: torch.dtype = torch.float64,
+    classes: Collection[str] | None = None,
 ) -> SymmetryReport:
     """Draw group elements, apply them to the network's own state dict, rerun it and report the largest relative error.
 
     Runs in ``dtype``, in evaluation mode. With ``module`` the real module is rerun (it must hold the parameters' names and
     stays unchanged) on ``inputs``: a tensor, a tuple of positional arguments or a dictionary of keyword arguments; without
     it the graph's own stack, on 64 random points by default (for stacks that start with a convolution, pass images).
-    ``kinds`` are those of ``PermutationSpec.sample``. ``tolerance`` defaults to 1e-9, or 1e-4 where the network, or a step
+    ``kinds`` are those of ``PermutationSpec.sample``; with ``classes`` only these are permuted. ``tolerance`` defaults to 1e-9, or 1e-4 where the network, or a step
     of it that casts, computes in float32.
 
     The negative control applies the same elements to every tensor but one, for up to ``controls`` of the tensors that the
@@ -104,11 +105,11 @@ def check_symmetries(
         tolerance = TOLERANCES[coarsest] if tolerance is None else tolerance
         error, control, inert = 0.0, float("inf"), dict[str, bool]()
         for _ in range(samples):
-            element = _draw(spec, generator, kinds)
+            element = _draw(spec, generator, kinds, classes)
             moved = spec.apply(state, element)
             error = max(error, _change(reference, run(moved)))
             names = [name for name in state if not torch.equal(moved[name], state[name])]
-            for name in names[:: max(1, -(-len(names) // controls))]:
+            for name in names[:: max(1, -(-len(names) // controls))] if controls else ():
                 change = _change(reference, run({**moved, name: state[name]}))
                 if change <= 10 * tolerance and name not in inert:
                     inert[name] = not _matters(run, state, reference, name, 10 * tolerance)
@@ -135,7 +136,8 @@ def _stack_runner(graph: NeuralGraph, inputs: Tensor) -> Run:
 
 
 def _module_runner(module: nn.Module, inputs: Any, known: set[str], dtype: torch.dtype) -> Run:
-    """Runs ``module`` with the given tensors; all its others (buffers outside the state dict) in the same dtype."""
+    """Runs ``module`` with the given tensors; all its others (buffers outside the state dict) in the same dtype. Buffers
+    are copied, as the module may write to them."""
     args, kwargs = (
         ((), inputs) if isinstance(inputs, dict) else (inputs if isinstance(inputs, tuple) else (inputs,), {})
     )
@@ -145,9 +147,12 @@ def _module_runner(module: nn.Module, inputs: Any, known: set[str], dtype: torch
         if name not in known
     }
 
+    buffers = {name for name, _ in module.named_buffers()}
+
     def run(state: dict[str, Tensor]) -> list[Tensor]:
+        tensors = {name: value.clone() if name in buffers else value for name, value in {**others, **state}.items()}
         try:
-            found = functional_call(module, {**others, **state}, args, kwargs)
+            found = functional_call(module, tensors, args, kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise UserError(f"the network does not run on this input: {' '.join(str(error).split())}") from error
         return [leaf for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
@@ -211,12 +216,17 @@ def _group(spec: PermutationSpec, kinds: Collection[str]) -> str:
     return " and ".join([*parts, *(f"{count} x {kind}" for kind, count in counts.items())]) or "trivial"
 
 
-def _draw(spec: PermutationSpec, generator: torch.Generator, kinds: Collection[str]) -> Element:
+def _draw(
+    spec: PermutationSpec, generator: torch.Generator, kinds: Collection[str], classes: Collection[str] | None
+) -> Element:
     """A random element; not the identity, which shows nothing, unless there is no other."""
     still = spec.identity()
+    resting = set() if classes is None else still.keys() - set(classes)
+    movable = any(size > 1 for name, size in spec.classes.items() if name not in resting)
     while True:
         element = spec.sample(generator, kinds=kinds)
+        element |= {name: still[name] for name in resting & element.keys()}
         if any(not torch.equal(value, still.get(key, torch.ones_like(value))) for key, value in element.items()):
             return element
-        if _group(spec, kinds) == "trivial":
+        if not movable or _group(spec, kinds) == "trivial":
             return element

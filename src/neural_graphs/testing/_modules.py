@@ -42,7 +42,7 @@ class RandomModule(nn.Module):
         if self.answer == "tuple":
             return x, x.square().mean()
         if self.answer == "dictionary":
-            return {"first": x, "others": [saved[len(saved) // 2].mean(-1), saved[0].shape[-1]]}
+            return {"first": x, "others": [saved[len(saved) // 2].square().mean(-1), saved[0].shape[-1]]}
         return x
 
 
@@ -51,22 +51,22 @@ def random_module(
 ) -> tuple[nn.Module, Tensor]:
     """A small module that is no plain stack, and an example input for it; the same seed gives the same module.
 
-    2 to 10 random steps: layers (linear, convolutions, normalisation, attention, recurrent ones, gates, experts), residuals
-    and concatenations with earlier values, reshapes and slices, reductions, sorting, writes in place, and parameters that are
-    shared, cut, transposed or normalised before use. ``kind`` is that of the input, ``"vector"`` ([2, d]), ``"sequence"``
-    ([2, t, d]), ``"image"`` ([2, c, h, w]) or ``"tokens"`` ([2, t] integers, embedded first); None draws one. The module is
-    in evaluation mode with random weights that the output depends on; a few weights may still not matter, such as those
-    behind a reduction that ignores them. Its ``recipe`` lists the steps.
+    2 to 10 random steps: layers (linear, convolutions, normalisation, attention, recurrent ones, gates, experts),
+    residuals and concatenations with earlier values, reshapes and slices, reductions, sorting, writes in place, and
+    parameters that are shared, cut, transposed or normalised before use; the module's ``recipe`` lists them. It is in
+    evaluation mode, with random weights on which the output depends, but for a few (behind a reduction that ignores them).
+    ``kind`` is that of the input, ``"vector"`` ([2, d]), ``"sequence"`` ([2, t, d]), ``"image"`` ([2, c, h, w]) or
+    ``"tokens"`` ([2, t] integers, embedded first); None draws one.
     """
-    rng = random.Random(f"module {seed} {kind}")
-    kind = kind or rng.choice(get_args(ModuleKind))
-    if kind not in get_args(ModuleKind):
-        raise UserError(f"no kind of module {kind!r}: choose among {', '.join(get_args(ModuleKind))}")
+    rng, kinds = random.Random(f"module {seed} {kind}"), get_args(ModuleKind)
+    drawn: str = kind or rng.choice(kinds)
+    if drawn not in kinds:
+        raise UserError(f"no kind of module {kind!r}: choose among {', '.join(kinds)}")
     recipe = []
     for _ in range(rng.randint(2, 10)):
         (group,) = rng.choices(list(_SHARES), list(_SHARES.values()))
         recipe.append((rng.choice(GROUPS[group]), rng.randrange(1000)))
-    return assemble(kind, recipe, rng.choices(_HEADS, (4, 3, 2, 2, 1))[0], _answer(rng), seed=seed, dtype=dtype)
+    return assemble(drawn, recipe, rng.choices(_HEADS, (4, 3, 2, 2, 1))[0], _answer(rng), seed=seed, dtype=dtype)
 
 
 def _answer(rng: random.Random) -> str:

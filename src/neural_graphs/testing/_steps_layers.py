@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs.testing._steps import Draw, Saved, Step, step
 
-PADDING = ("zeros", "zeros", "zeros", "circular", "reflect")
+Padding = Literal["zeros", "reflect", "circular"]
+PADDING: tuple[Padding, ...] = ("zeros", "zeros", "zeros", "circular", "reflect")
 
 
 def plain(layer: nn.Module) -> Step:
@@ -263,7 +266,7 @@ def cell(draw: Draw, x: Tensor, saved: Saved) -> Step:
     layer = draw.choice((nn.GRUCell, nn.RNNCell, nn.LSTMCell))(x.shape[-1], width)
 
     def forward(own: Step, x: Tensor, saved: Saved) -> Tensor:
-        start = own.start.expand(x.shape[0], -1)  # type: ignore[union-attr, operator]
+        start = own.start.expand(x.shape[0], -1)  # type: ignore[operator]
         state = (start, start) if isinstance(own.layer, nn.LSTMCell) else start
         found = []
         for t in range(x.shape[1]):

@@ -85,7 +85,9 @@ def constant_indices(draw: Draw, x: Tensor, saved: Saved) -> Step:
     """Entries by number: another order, some left out, some twice."""
     dim = draw.randrange(1, x.ndim)
     n, way = x.shape[dim], draw.randrange(3)
-    chosen = torch.tensor([draw.randrange(n) for _ in range(n)] if draw.maybe() else draw.sample(range(n), max(2, n - 1)))
+    chosen = torch.tensor(
+        [draw.randrange(n) for _ in range(n)] if draw.maybe() else draw.sample(range(n), max(2, n - 1))
+    )
     index = (slice(None),) * dim + (chosen,)
 
     def forward(own: Step, x: Tensor, saved: Saved) -> Tensor:

@@ -112,10 +112,9 @@ def product_of_vectors(draw: Draw, x: Tensor, saved: Saved) -> Step:
 
 @step("weights")
 def weight_norm(draw: Draw, x: Tensor, saved: Saved) -> Step:
-    layer = nn.Linear(x.shape[-1], draw.width())
-    return Step(
-        lambda own, x, saved: own.layer(x), layer=parametrizations.weight_norm(layer, dim=draw.choice((0, 1, None)))
-    )
+    layer, dim = nn.Linear(x.shape[-1], draw.width()), draw.choice((0, 1, None))
+    layer = parametrizations.weight_norm(layer, dim=dim)  # type: ignore[arg-type]  # None is the norm of all
+    return Step(lambda own, x, saved: own.layer(x), layer=layer)
 
 
 @step("weights")
