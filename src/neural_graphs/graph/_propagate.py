@@ -15,6 +15,7 @@ from torch.fx import Node
 from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._rules import RULES, Call, Unsupported, rule_name
 from neural_graphs.graph._space import (
+    SizeError,
     Space,
     Var,
     choose,
@@ -26,6 +27,7 @@ from neural_graphs.graph._space import (
     find,
     fixed,
     freeze,
+    order,
     present,
     space_size,
     splice,
@@ -63,7 +65,8 @@ def propagate(captured: Captured) -> Propagation:
             env[node] = _source(node, captured, parameters)
         elif node.op == "output":
             for used in node.all_input_nodes:
-                freeze(_flat(env[used]))
+                for spaces in _tensors(env[used]):
+                    freeze(spaces)
         elif node.op == "call_function":
             env[node] = _apply(node, env, frozen, captured.constants)
         else:
@@ -112,32 +115,39 @@ def _unknown(shape: Iterable[int]) -> list[Space]:
     return axes
 
 
-def _flat(value: Any) -> list[Space]:
-    """All axes of a value: of one tensor, or of several."""
-    if not value:
-        return []
-    if isinstance(value[0], list):
-        return [space for axes in value if axes for space in axes]
-    return list(value)
-
-
 def _apply(node: Node, env: dict[Node, Any], frozen: Counter[str], constants: Mapping[str, Tensor]) -> Any:
     if node.target is operator.getitem:
         return env[node.args[0]][node.args[1]]  # type: ignore[index]
     name = rule_name(node.target)
     value = node.meta.get("val")
     tensors = value if isinstance(value, (tuple, list)) else (value,)
-    if name in SILENT or not any(isinstance(v, Tensor) for v in tensors):
+    if name in SILENT:
         return None
-    found = _by_rule(name, node, env, constants)
+    operands = [axes for used in node.all_input_nodes for axes in _tensors(env[used])]
+    _close_all(operands)
+    found = _by_rule(name, node, env, constants) if any(isinstance(v, Tensor) for v in tensors) else None
     if found is None:
         frozen[name] += 1
-        for used in node.all_input_nodes:
-            freeze(_flat(env[used]))
+        for axes in operands:
+            freeze(axes)
         return _fixed_like(value)
-    for axes in found if isinstance(value, (tuple, list)) else [found]:
-        close(axes)
+    # What the rule unified may have brought one variable to two axes of an operand: close those again, too.
+    _close_all([*operands, *_tensors(found)])
     return found
+
+
+def _tensors(value: Any) -> list[list[Space]]:
+    """The axes of each tensor of a value."""
+    if not value:
+        return []
+    if any(isinstance(item, list) for item in value):
+        return [axes for axes in value if axes]
+    return [value]
+
+
+def _close_all(tensors: list[list[Space]]) -> None:
+    for axes in tensors:
+        close(axes)
 
 
 def _by_rule(name: str, node: Node, env: dict[Node, Any], constants: Mapping[str, Tensor]) -> Any:
@@ -148,12 +158,12 @@ def _by_rule(name: str, node: Node, env: dict[Node, Any], constants: Mapping[str
         return None
     try:
         found = RULES[name](Call(node, env, constants))
-    except Unsupported:
+    except (Unsupported, SizeError):
         return None
     values, axes = ([value], [found]) if isinstance(value, Tensor) else (value, found)
     for v, a in zip(values, axes, strict=True):
         if isinstance(v, Tensor) and [space_size(s) for s in a] != [int(n) for n in v.shape]:
-            raise AssertionError(f"the rule for {name} gives {[space_size(s) for s in a]} for {tuple(v.shape)}")
+            return None
     return found
 
 
@@ -165,6 +175,8 @@ def _static(value: Any) -> bool:
 def _fixed_like(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_fixed_like(v) if isinstance(v, Tensor) else None for v in value]
+    if not isinstance(value, Tensor):
+        return None
     return [fixed(_size(n)) for n in value.shape]
 
 
@@ -197,6 +209,7 @@ def _apart(axes: list[Space], dim: int) -> None:
     others = [set(everywhere(space)) for d, space in enumerate(axes) if d != dim]
     counts = Counter(v for found in others for v in found if v.kind == "free")
     confine(axes[dim], {v for v, n in counts.items() if n == 1})
+    order(axes[dim])
 
 
 def _class_names(captured: Captured, parameters: dict[str, list[Space]]) -> dict[Var, str]:

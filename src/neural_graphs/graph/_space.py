@@ -22,7 +22,8 @@ State of a variable, after ``find``:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 Segment = tuple["Var", ...]
@@ -33,6 +34,10 @@ UNIT: Space = ((),)
 
 MOST_CASES = 64
 """A distinguished outer variable of more positions than this makes its families constant instead of splitting them."""
+
+
+class SizeError(ValueError):
+    """A constraint between axes of different sizes."""
 
 
 class Var:
@@ -168,8 +173,8 @@ def confine(space: Space, allowed: set[Var]) -> None:
     families become constant along it."""
     for segment in space:
         within = allowed | _along(segment)
-        for v in segment:
-            _confine(find(v), within)
+        for v in sorted(map(find, segment), key=lambda v: len(deps_of(v))):  # a dependency before what depends on it
+            _confine(v, within)
 
 
 def _confine(v: Var, allowed: set[Var]) -> None:
@@ -187,19 +192,104 @@ def _confine(v: Var, allowed: set[Var]) -> None:
 
 
 def close(axes: Sequence[Space]) -> None:
-    """Hold a tensor to the rule that dependent variables come with what they depend on."""
+    """Hold a tensor to the rule that dependent variables come with what they depend on, once: were the outer variable on
+    two axes, as after an outer product, nobody could say on which of them the families hang."""
     mix(axes, ())
 
 
 def mix(axes: Sequence[Space], dims: Iterable[int]) -> None:
     """The operator mixes positions along ``dims``: nothing on the other axes may depend on them."""
     chosen = {d % len(axes) for d in dims}
-    kept = [d for d in range(len(axes)) if d not in chosen]
-    if not any(_depends(axes[d]) for d in kept):
+    kept = [axes[d] for d in range(len(axes)) if d not in chosen]
+    while any(map(_depends, kept)):
+        found: list[_Place] = []
+        for k, space in enumerate(kept):
+            _places(space, (*kept[:k], *kept[k + 1 :]), {}, found)
+        lost = [v for v, around, decided in found if v.kind == "cases" and not _sole(around, decided, [_pivot(v)])]
+        if lost:  # variables may become the same: look again
+            collapse(lost[0])
+            continue
+        for v, around, decided in sorted(found, key=lambda place: len(deps_of(place[0]))):
+            if v.kind == "free":  # outer ones first: a dependency counts only with all of its own
+                wanted = deps_of(v)
+                kept_deps = _sole(around, decided, wanted)
+                if kept_deps != wanted:
+                    _set_deps(v, kept_deps)
         return
-    for d in kept:
-        allowed = set().union(*(everywhere(axes[e]) for e in kept if e != d))
-        confine(axes[d], allowed)
+
+
+_Place = tuple["Var", Sequence[Space], Mapping["Var", int]]
+"""A variable that depends on others, the spaces beside it, and the summands that are chosen where it stands."""
+
+
+def _places(space: Space, around: Sequence[Space], decided: Mapping[Var, int], found: list[_Place]) -> None:
+    for segment in space:
+        if not _depends((segment,)):
+            continue
+        for k, v in enumerate(segment):
+            v = find(v)
+            beside = (*around, (segment[:k] + segment[k + 1 :],))
+            if v.kind == "cases" or (v.kind == "free" and deps_of(v)):
+                found.append((v, beside, decided))
+            if v.kind in ("product", "sum"):
+                _places(v.parts, beside, decided, found)
+            elif v.kind == "cases":
+                for index, branch in enumerate(v.branches):
+                    _places(branch, beside, {**decided, find(_pivot(v)): index}, found)
+
+
+def _sole(around: Sequence[Space], decided: Mapping[Var, int], wanted: Iterable[Var]) -> set[Var]:
+    """Those of the wanted variables that have exactly one index at every position of the spaces around."""
+    low, high = Counter[Var](), Counter[Var]()
+    for space in around:
+        least, most = _counts(space, decided)
+        low.update(least)
+        high.update(most)
+    return {v for v in map(find, wanted) if low[v] == high[v] == 1}
+
+
+def _counts(space: Space, decided: Mapping[Var, int]) -> tuple[Counter[Var], Counter[Var]]:
+    """How often each variable has an index at a position of the space, at least and at most."""
+    lows, most = [], Counter[Var]()
+    for segment in space:
+        low, high = Counter[Var](), Counter[Var]()
+        for v in segment:
+            v = find(v)
+            low[v] += 1
+            high[v] += 1
+            inner = v.parts
+            if v.kind == "cases":
+                index = decided.get(find(_pivot(v)))
+                options = v.branches if index is None else (v.branches[index],)
+                inner = tuple(s for option in options for s in option)
+            elif v.kind == "sum" and v in decided:
+                inner = (v.parts[decided[v]],)
+            if inner:
+                least, greatest = _counts(inner, decided)
+                low.update(least)
+                high.update(greatest)
+        lows.append(low)
+        most |= high
+    if len(lows) == 1:
+        return lows[0], most
+    return Counter({v: n for v in most if (n := min(low[v] for low in lows))}), most
+
+
+def order(space: Space, outer: frozenset[Var] = frozenset()) -> None:
+    """Collapse cases that stand before the sum on which they hang: a type is read from the outermost factor inwards."""
+    for segment in space:
+        before = outer
+        for v in segment:
+            v = find(v)
+            if v.kind == "cases" and find(_pivot(v)) not in before:
+                collapse(v)
+                v = find(v)
+            if v.kind in ("product", "sum"):
+                order(v.parts, before)
+            elif v.kind == "cases":
+                for part, branch in zip(find(_pivot(v)).parts, v.branches, strict=True):
+                    order(branch, before | _along(part))
+            before = before | _along((v,))
 
 
 def _depends(space: Space) -> bool:
@@ -397,7 +487,7 @@ def unify(a: Space, b: Space) -> None:
     if a is b or _same(a, b):
         return
     if space_size(a) != space_size(b):
-        raise AssertionError(f"axes of {space_size(a)} and {space_size(b)} positions cannot be the same")
+        raise SizeError(f"axes of {space_size(a)} and {space_size(b)} positions cannot be the same")
     if len(a) == len(b) == 1 and len(a[0]) == len(b[0]) == 1:
         _unify_vars(a[0][0], b[0][0])
         return
@@ -682,6 +772,9 @@ def narrow(axes: Sequence[Space], dim: int, start: int, stop: int) -> list[Space
     total = space_size(axes[dim])
     if (start, stop) == (0, total):
         return list(axes)
+    if start >= stop:
+        mix(axes, [dim])
+        return [() if d == dim else space for d, space in enumerate(axes)]
     space = cut_space(cut_space(axes[dim], stop)[0], start)[1]
     position = 0
     chosen: list[tuple[Choice, ...]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from neural_graphs.graph._rules._registry import Axes, Call, broadcast, rule
+from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule
 from neural_graphs.graph._space import family, fixed
 
 POINTWISE = [
@@ -13,7 +13,6 @@ POINTWISE = [
     "addcdiv",
     "addcmul",
     "alias",
-    "alpha_dropout",
     "angle",
     "arccos",
     "arccosh",
@@ -51,7 +50,6 @@ POINTWISE = [
     "digamma",
     "div",
     "divide",
-    "dropout",
     "elu",
     "eq",
     "erf",
@@ -60,7 +58,6 @@ POINTWISE = [
     "exp",
     "exp2",
     "expm1",
-    "feature_dropout",
     "fix",
     "float_power",
     "floor",
@@ -130,7 +127,6 @@ POINTWISE = [
     "resolve_conj",
     "resolve_neg",
     "round",
-    "rrelu",
     "rsqrt",
     "rsub",
     "selu",
@@ -149,14 +145,10 @@ POINTWISE = [
     "subtract",
     "tan",
     "tanh",
-    "tanhshrink",
     "threshold",
-    "to",
     "_to_copy",
-    "to_copy",
     "true_divide",
     "trunc",
-    "type_as",
     "where",
     "xlogy",
     "__and__",
@@ -173,7 +165,22 @@ def pointwise(call: Call) -> Axes:
     return broadcast([call.axes(node) for node in call.tensors()], len(call.shape))
 
 
-@rule("max", "min", "fmax.other", "fmin.other")
+@rule("to", "type_as")
+def cast(call: Call) -> Axes:
+    """A second tensor among the operands only lends its type."""
+    return call.input
+
+
+@rule("alpha_dropout", "dropout", "feature_dropout", "rrelu")
+def random(call: Call) -> Axes:
+    """The identity, or a plain non-linearity; where chance acts it tells positions apart."""
+    on = call["training"] if call.name == "rrelu" else call["train"] and call["p"]
+    if on:
+        raise Unsupported
+    return call.input
+
+
+@rule("max", "min")
 def extreme(call: Call) -> Axes:
     """``max.other`` and ``min.other`` are pointwise; the reductions of the same name are not."""
     if call.has("other"):

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
 from neural_graphs.graph._rules._shape import join
-from neural_graphs.graph._space import fixed, freeze, mix, narrow, space_size
+from neural_graphs.graph._space import UNIT, fixed, freeze, mix, narrow, space_size
 
 MOST_CHOSEN = 64
 """A constant list of more indices than this fixes the axis instead of being followed."""
@@ -66,24 +66,40 @@ def _masked(call: Call, x: Axes, indices: list[Node | None]) -> Axes:
 @rule("index_select")
 def index_select(call: Call) -> Axes:
     x = call.input
-    dim = int(call["dim"]) % len(x)
+    if not x:
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
     chosen = call.constant(call["index"])
     if chosen is not None and chosen.dim() == 1 and 0 < chosen.numel() <= MOST_CHOSEN:
         return take(x, dim, chosen.tolist())
     mix(x, [dim])
     freeze([x[dim]])
-    x[dim] = call.axes("index")[0] if call.axes("index") else ((),)
+    x[dim] = call.axes("index")[0] if call.axes("index") else UNIT
     return x
 
 
-@rule("gather", "take_along_dim")
+@rule("gather")
 def gather(call: Call) -> Axes:
-    x, indices = call.axes("self"), call.axes("index" if "index" in call.arguments else "indices")
-    dim = int(call["dim"]) % len(x)
+    x, indices = call.axes("self"), call.axes("index")
+    if not x or not indices:
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
     mix(x, [dim])
     freeze([x[dim]])
     _meet(x, indices, dim)
     return indices
+
+
+@rule("take_along_dim")
+def take_along_dim(call: Call) -> Axes:
+    """``gather`` with broadcasting; without a dim, on the flattened tensor."""
+    x, indices = call.axes("self"), call.axes("indices")
+    if call["dim"] is None or not x or len(x) != len(indices):
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
+    mix(x, [dim])
+    freeze([x[dim]])
+    return broadcast([[UNIT if d == dim else space for d, space in enumerate(x)], indices])
 
 
 def _meet(x: Axes, indices: Axes, dim: int) -> None:
@@ -98,7 +114,9 @@ def _meet(x: Axes, indices: Axes, dim: int) -> None:
 @rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(call: Call) -> Axes:
     x, indices = call.axes("self"), call.axes("index")
-    dim = int(call["dim"]) % len(x)
+    if not x or not indices:
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
     for axes in (x, indices):
         mix(axes, [dim])
     freeze([x[dim], indices[dim]])
@@ -113,12 +131,15 @@ def scatter(call: Call) -> Axes:
 @rule("index_add", "index_copy", "index_reduce", "index_fill")
 def index_add(call: Call) -> Axes:
     x = call.axes("self")
-    dim = int(call["dim"]) % len(x)
+    if not x:
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
     mix(x, [dim])
     freeze([x[dim]])
-    name = "source" if "source" in call.arguments else "tensor"
-    if call.has(name):
-        source = call.axes(name)
+    if call.has("source"):
+        source = call.axes("source")
+        if len(source) != len(x):
+            raise Unsupported
         unify_all((a, b) for d, (a, b) in enumerate(zip(x, source, strict=True)) if d != dim)
         unify_all([(source[dim], call.axes("index")[0])] if call.axes("index") else [])
     return x
@@ -149,9 +170,8 @@ def one_hot(call: Call) -> Axes:
     return [*call.input, fixed(call.shape[-1])]
 
 
-@rule("searchsorted", "bucketize", "histc", "bincount", "isin", "nonzero", "masked_select", "unique", "_unique2")
-def by_value(call: Call) -> Axes:
-    if call.name == "bucketize":
-        freeze(call.axes("boundaries"))
-        return call.input
-    raise Unsupported
+@rule("bucketize")
+def bucketize(call: Call) -> Axes:
+    """How many of the boundaries, which must be sorted, stand below each value."""
+    freeze(call.axes("boundaries"))
+    return call.axes("self")

@@ -5,18 +5,19 @@ from __future__ import annotations
 from torch import Tensor
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule, unify_all
-from neural_graphs.graph._space import confine, everywhere, fixed, freeze, mix, space_size, split
+from neural_graphs.graph._space import close, fixed, mix, narrow, space_size, split
 
 
 @rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "instance_norm")
 def batch_norm(call: Call) -> Axes | list[Axes]:
     x = call.axes("input")
+    if call.get("training"):  # all of a channel is averaged, and the channels differ
+        mix(x, [d for d in range(len(x)) if d != 1])
+    elif call.name == "instance_norm":
+        mix(x, range(2, len(x)))
     unify_all(
         (call.axes(name)[0], x[1]) for name in ("weight", "bias", "running_mean", "running_var") if call.has(name)
     )
-    mix(x, [d for d in range(len(x)) if d > 1] if call.name == "instance_norm" else [])
-    if call.get("training"):
-        mix(x, [d for d in range(len(x)) if d != 1])
     return x if isinstance(call.value, Tensor) else _with_statistics(call, x)
 
 
@@ -49,47 +50,37 @@ def layer_norm(call: Call) -> Axes | list[Axes]:
 
 @rule("group_norm")
 def group_norm(call: Call) -> Axes:
-    x, groups = call.axes("input"), int(call["num_groups"])
+    x, groups = call.axes("input"), call.integer("num_groups")
     channels = space_size(x[1])
     unify_all((call.axes(name)[0], x[1]) for name in ("weight", "bias") if call.has(name))
-    outer, _ = split(x[1], groups, channels // groups)
-    allowed = everywhere(outer)
-    confine(x[0], allowed)
-    for space in x[2:]:
-        confine(space, allowed)
+    apart = [x[0], *split(x[1], groups, channels // groups), *x[2:]]
+    close(apart)
+    mix(apart, range(2, len(apart)))
     return x
 
 
-@rule("local_response_norm")
-def local_response_norm(call: Call) -> Axes:
-    x = call.input
-    mix(x, [1])
-    freeze([x[1]])
-    return x
-
-
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin", "_safe_softmax")
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax")
 def softmax(call: Call) -> Axes:
     x = call.input
     if x:
-        mix(x, [int(call["dim"])])
+        mix(x, [call.integer("dim")])
     return x
 
 
 @rule("glu")
 def glu(call: Call) -> Axes:
-    from neural_graphs.graph._space import narrow
-
     x = call.input
-    dim = int(call["dim"]) % len(x)
+    dim = call.integer("dim") % len(x)
     half = space_size(x[dim]) // 2
     first, second = narrow(x, dim, 0, half), narrow(x, dim, half, 2 * half)
     unify_all(zip(first, second, strict=True))
     return first
 
 
-@rule("normalize", "renorm")
-def normalize(call: Call) -> Axes:
+@rule("renorm")
+def renorm(call: Call) -> Axes:
+    """Every slice along ``dim`` is divided by its own norm."""
     x = call.input
-    mix(x, [int(call["dim"])])
+    dim = call.integer("dim") % len(x)
+    mix(x, [d for d in range(len(x)) if d != dim])
     return x

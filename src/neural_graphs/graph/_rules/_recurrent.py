@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule
-from neural_graphs.graph._space import Space, Var, cases, fixed, freeze, narrow, space_size, unify
+from neural_graphs.graph._space import Space, Var, cases, fixed, freeze, mix, narrow, space_size, unify
 
 GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -12,7 +12,9 @@ GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 def recurrent(call: Call) -> list[Axes]:
     if "batch_sizes" in call.arguments or "hx" not in call.arguments:
         raise Unsupported  # packed sequences
-    gates, layers = GATES[call.name], int(call["num_layers"])
+    if call["train"] and call["dropout"]:
+        raise Unsupported  # chance tells positions apart
+    gates, layers = GATES[call.name], call.integer("num_layers")
     directions = 2 if call["bidirectional"] else 1
     x = call.axes("input")
     batched = len(x) == 3
@@ -30,6 +32,8 @@ def recurrent(call: Call) -> list[Axes]:
             cell = layer * directions + direction
             own = params[cell * per_cell : (cell + 1) * per_cell]
             w_in, w_rec = own[0], own[1]
+            for weight in (w_in, w_rec, *own[per_cell - int(projected) :]):
+                mix(weight, [0])  # a sum over the inputs, which are the same for all gates
             out = w_rec[1]
             hidden: Space = own[-1][1] if projected else out
             unify(read, w_in[1])
@@ -69,6 +73,8 @@ def cell(call: Call) -> Axes | list[Axes]:
     states = [call.axes(n) for n in (call["hx"] if isinstance(call["hx"], (list, tuple)) else [call["hx"]])]
     gates = GATES[call.name.removesuffix("_cell")]
     w_in, w_rec = call.axes("w_ih"), call.axes("w_hh")
+    for weight in (w_in, w_rec):
+        mix(weight, [0])  # a sum over the inputs, which are the same for all gates
     hidden = w_rec[1]
     unify(x[-1], w_in[1])
     for axes in (w_in, w_rec, *(call.axes(name) for name in ("b_ih", "b_hh") if call.has(name))):

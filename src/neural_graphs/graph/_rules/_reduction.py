@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule
-from neural_graphs.graph._space import UNIT, freeze, mix
+from neural_graphs.graph._space import UNIT, fixed, freeze, mix
 
 
 def reduced(call: Call, x: Axes, dims: list[int], keep: bool) -> Axes:
@@ -54,7 +54,7 @@ def reduce_with_indices(call: Call) -> Any:
     x = call.input
     if isinstance(call.value, Tensor):
         return reduced(call, x, call.dims(None, len(x)), False)
-    dims = call.dims(call["dim"], len(x))
+    dims = call.dims(call.get("dim"), len(x))
     found = reduced(call, x, dims, bool(call.get("keepdim")))
     index_used = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
     if index_used:
@@ -80,8 +80,6 @@ def where_extreme(call: Call) -> Axes:
 @rule("cumsum", "cumprod", "logcumsumexp", "flip", "fft_fft", "fft_ifft", "tril", "triu", "diff")
 def along(call: Call) -> Axes:
     """What depends on the order along an axis fixes it."""
-    from neural_graphs.graph._space import fixed
-
     x = call.input
     if call.name in ("tril", "triu"):
         dims = [len(x) - 2, len(x) - 1]
@@ -95,16 +93,12 @@ def along(call: Call) -> Axes:
     return [fixed(n) if d in dims else s for (d, s), n in zip(enumerate(x), call.shape, strict=True)]
 
 
-@rule("topk", "sort", "cummax", "cummin", "argsort", "unique_consecutive")
+@rule("topk", "sort", "cummax", "cummin", "argsort")
 def ranked(call: Call) -> Any:
-    if call.name == "unique_consecutive":
-        raise Unsupported
-    from neural_graphs.graph._space import fixed
-
     x = call.input
     if not x:
-        return [[], []]
-    dim = int(call["dim"]) % len(x)
+        raise Unsupported
+    dim = call.integer("dim") % len(x)
     mix(x, [dim])
     freeze([x[dim]])
     values = call.value if isinstance(call.value, (tuple, list)) else [call.value]

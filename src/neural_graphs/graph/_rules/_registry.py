@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from neural_graphs.graph._space import UNIT, Space, deps_of, freeze, present, space_size, unify
@@ -65,14 +66,24 @@ class Call:
             self.arguments[argument.name] = found
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self.arguments:  # another overload
+            raise Unsupported
         return self.arguments[name]
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """A number that must be known; one that depends on values is not."""
+        found = self[name]
+        found = default if found is None else found
+        if not isinstance(found, int):
+            raise Unsupported
+        return int(found)
 
     def get(self, name: str, default: Any = None) -> Any:
         return self.arguments.get(name, default)
 
     def axes(self, argument: Any) -> Axes:
         """The axes of a tensor argument, given by its name or as the node itself."""
-        node = self.arguments[argument] if isinstance(argument, str) else argument
+        node = self[argument] if isinstance(argument, str) else argument
         if not isinstance(node, Node):
             return []  # a number stands for a tensor without axes
         return list(self.env[node])
@@ -88,7 +99,9 @@ class Call:
         """The value of an operand that does not depend on inputs or parameters, where it is known."""
         while isinstance(node, Node):
             if node.op == "placeholder":
-                return self.constants.get(node.name)
+                found = self.constants.get(node.name)
+                known = found is not None and found.device.type != "meta" and not isinstance(found, FakeTensor)
+                return found if known else None
             if rule_name(node.target) not in _COPIES or not node.args:
                 return None
             node = node.args[0]

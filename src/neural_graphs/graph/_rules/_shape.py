@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule, unify_all
+from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
 from neural_graphs.graph._space import (
     UNIT,
     Space,
-    Var,
     family,
     fixed,
     freeze,
@@ -18,6 +15,7 @@ from neural_graphs.graph._space import (
     narrow,
     reshape,
     space_size,
+    split,
 )
 
 
@@ -37,7 +35,7 @@ def permute(call: Call) -> Axes:
 @rule("transpose", "swapaxes", "swapdims")
 def transpose(call: Call) -> Axes:
     x = call.input
-    a, b = (int(v) for v in list(call.arguments.values())[1:3])
+    a, b = (call.integer(name) for name in list(call.arguments)[1:3])
     if x:
         x[a], x[b] = x[b], x[a]
     return x
@@ -64,7 +62,7 @@ def movedim(call: Call) -> Axes:
 @rule("unsqueeze")
 def unsqueeze(call: Call) -> Axes:
     x = call.input
-    x.insert(int(call["dim"]) % (len(x) + 1), UNIT)
+    x.insert(call.integer("dim") % (len(x) + 1), UNIT)
     return x
 
 
@@ -100,7 +98,7 @@ def repeat_interleave(call: Call) -> Axes:
         raise Unsupported
     if dim is None:
         return [merge([*x, family(repeats, x)])]
-    d = int(dim) % len(x)
+    d = call.integer("dim") % len(x)
     x[d] = merge([x[d], family(repeats, x)])
     return x
 
@@ -108,8 +106,8 @@ def repeat_interleave(call: Call) -> Axes:
 @rule("select")
 def select(call: Call) -> Axes:
     x = call.input
-    dim = int(call["dim"]) % len(x)
-    index = int(call["index"]) % space_size(x[dim])
+    dim = call.integer("dim") % len(x)
+    index = call.integer("index") % space_size(x[dim])
     found = narrow(x, dim, index, index + 1)
     return found[:dim] + found[dim + 1 :]
 
@@ -117,7 +115,7 @@ def select(call: Call) -> Axes:
 @rule("unbind")
 def unbind(call: Call) -> list[Axes]:
     x = call.input
-    dim = int(call["dim"]) % len(x)
+    dim = call.integer("dim") % len(x)
     found = [narrow(x, dim, i, i + 1) for i in range(space_size(x[dim]))]
     return [axes[:dim] + axes[dim + 1 :] for axes in found]
 
@@ -125,7 +123,7 @@ def unbind(call: Call) -> list[Axes]:
 @rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
 def pieces(call: Call) -> list[Axes]:
     x = call.input
-    dim = int(call["dim"]) % len(x)
+    dim = call.integer("dim") % len(x)
     found, start = [], 0
     for piece in call.value:
         size = int(piece.shape[dim])
@@ -137,21 +135,25 @@ def pieces(call: Call) -> list[Axes]:
 @rule("slice", "narrow")
 def slice_(call: Call) -> Axes:
     x = call.input
-    dim = int(call.get("dim") or 0) % len(x)
+    dim = call.integer("dim") % len(x)
     total, size = space_size(x[dim]), call.shape[dim]
-    start = int(call.get("start") or 0)
-    start = max(0, start + total) if start < 0 else min(start, total)
-    step = int(call.get("step") or 1)
+    start = _start(call, total)
+    step = call.integer("step", 1) if call.name == "slice" else 1
     if step == 1:
         return narrow(x, dim, start, start + size)
     if total % step == 0 and start < step:  # every step-th: the inner factor of a product is chosen
         shape = [space_size(s) for s in x]
         apart = reshape(x, [*shape[:dim], total // step, step, *shape[dim + 1 :]])
         found = narrow(apart, dim + 1, start, start + 1)
-        return found[: dim + 1] + found[dim + 2 :]
+        return narrow(found[: dim + 1] + found[dim + 2 :], dim, 0, size)
     mix(x, [dim])
     freeze([x[dim]])
     return [fixed(size) if d == dim else s for d, s in enumerate(x)]
+
+
+def _start(call: Call, total: int) -> int:
+    start = call.integer("start", 0)
+    return max(0, start + total) if start < 0 else min(start, total)
 
 
 def join(parts: list[Axes], dim: int) -> Axes:
@@ -169,14 +171,14 @@ def cat(call: Call) -> Axes:
     parts = [axes for axes in parts if not (len(axes) == 1 and space_size(axes[0]) == 0)]
     if call.name in ("hstack", "vstack") and any(len(axes) < 2 for axes in parts):
         raise Unsupported
-    dim = {"hstack": 1, "vstack": 0}.get(call.name, call.get("dim", 0))
-    return join(parts, int(dim)) if parts else [fixed(n) for n in call.shape]
+    dim = {"hstack": 1, "vstack": 0}[call.name] if "stack" in call.name else call.integer("dim")
+    return join(parts, dim) if parts else [fixed(n) for n in call.shape]
 
 
 @rule("stack")
 def stack(call: Call) -> Axes:
     parts = [call.axes(node) for node in call["tensors"]]
-    dim = int(call["dim"]) % (len(parts[0]) + 1)
+    dim = call.integer("dim") % (len(parts[0]) + 1)
     return join([[*axes[:dim], UNIT, *axes[dim:]] for axes in parts], dim)
 
 
@@ -208,25 +210,29 @@ def roll(call: Call) -> Axes:
         raise Unsupported
     for dim, shift in zip(call.dims(call["dims"], len(x)), call["shifts"], strict=True):
         n = space_size(x[dim])
-        at = (n - int(shift)) % n
+        at = -int(shift) % max(n, 1)
         if at:
             x = join([narrow(x, dim, at, n), narrow(x, dim, 0, at)], dim)
     return x
 
 
-@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+@rule("channel_shuffle")
+def channel_shuffle(call: Call) -> Axes:
+    x, groups = call.input, call.integer("groups")
+    a, b = split(x[1], groups, space_size(x[1]) // groups)
+    return [x[0], merge([b, a]), *x[2:]]
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
 def pixel_shuffle(call: Call) -> Axes:
     x = call.input
-    factor = int(call.get("upscale_factor") or call.get("downscale_factor") or call.get("groups"))
+    factor = call.integer("upscale_factor" if call.name == "pixel_shuffle" else "downscale_factor")
     *batch, channels, height, width = x
     n = space_size(channels)
-    if call.name == "channel_shuffle":
-        a, b = reshape([channels], [factor, n // factor])
-        return [*batch, merge([b, a]), height, width]
     freeze([height, width])
     spatial = [fixed(s) for s in call.shape[-2:]]
     if call.name == "pixel_shuffle":
-        kept, inner = reshape([channels], [n // factor**2, factor**2])
+        kept, inner = split(channels, n // factor**2, factor**2)
         freeze([inner])
         return [*batch, kept, *spatial]
     return [*batch, merge([channels, fixed(factor**2)]), *spatial]
@@ -241,35 +247,28 @@ def meshgrid(call: Call) -> list[Axes]:
     return [list(axes) for _ in operands]
 
 
-@rule("diagonal", "diag", "diag_embed", "unfold", "im2col", "col2im", "as_strided")
-def not_followed(call: Call) -> Any:
-    raise Unsupported
-
-
 @rule("broadcast_tensors")
 def broadcast_tensors(call: Call) -> list[Axes]:
-    from neural_graphs.graph._rules._registry import broadcast
-
     operands = [call.axes(node) for node in call["tensors"]]
     found = broadcast(operands)
     shape = [int(n) for n in call.value[0].shape]
-    found = [s if space_size(s) == n else ((Var(n),),) for s, n in zip(found, shape, strict=True)]
+    found = [s if space_size(s) == n else fresh(n) for s, n in zip(found, shape, strict=True)]
     return [list(found) for _ in operands]
 
 
 @rule("slice_scatter", "select_scatter")
 def slice_scatter(call: Call) -> Axes:
     x, source = call.axes("self"), call.axes("src")
-    dim = int(call.get("dim") or 0) % len(x)
+    dim = call.integer("dim") % len(x)
     n = space_size(x[dim])
     if call.name == "select_scatter":
-        start = int(call["index"]) % n
+        start = call.integer("index") % n
         stop = start + 1
         source = [*source[:dim], UNIT, *source[dim:]]
     else:
-        if int(call.get("step") or 1) != 1:
+        if call.integer("step", 1) != 1:
             raise Unsupported
-        start = min(n, int(call.get("start") or 0) % (n + 1))
+        start = _start(call, n)
         stop = start + space_size(source[dim])
     unify_all(zip(narrow(x, dim, start, stop), source, strict=True))
     return join([narrow(x, dim, 0, start), narrow(x, dim, start, stop), narrow(x, dim, stop, n)], dim)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule
+from neural_graphs.graph._rules._registry import Call, rule
 from neural_graphs.graph._space import fixed, freeze, mix
 
 
@@ -21,20 +21,15 @@ def _pooled(call: Call, count: int) -> Any:
     return found[0] if isinstance(call.value, Tensor) else found
 
 
-POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool", "_adaptive_avg_pool",
-           "upsample_nearest", "_upsample_nearest_exact", "reflection_pad", "replication_pad")  # fmt: skip
+POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest",
+           "_upsample_nearest_exact", "reflection_pad", "replication_pad")  # fmt: skip
 NAMES = {
     1: ("max_pool1d_with_indices", "upsample_linear1d"),
-    2: ("max_pool2d_with_indices", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
-        "_upsample_bicubic2d_aa"),
-    3: ("max_pool3d_with_indices", "upsample_trilinear3d"),
+    2: ("max_pool2d_with_indices", "_adaptive_avg_pool2d", "upsample_bilinear2d", "upsample_bicubic2d",
+        "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+    3: ("max_pool3d_with_indices", "_adaptive_avg_pool3d", "upsample_trilinear3d"),
 }  # fmt: skip
 """Operators by their number of spatial axes."""
 
 for _count, _names in NAMES.items():
     rule(*_names, *(f"{name}{_count}d" for name in POOLING))(partial(_pooled, count=_count))
-
-
-@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sample(call: Call) -> Axes:
-    raise Unsupported
