@@ -20,7 +20,7 @@ from neural_graphs.cli import main
 
 VERBS = [
     "quickstart", "graph", "check", "zoo", "zoo make", "zoo make inr", "zoo import", "zoo info", "train", "eval", "predict",
-    "bench", "bench step", "bench fit", "bench inr", "bench tables",
+    "bench", "bench step", "bench fit", "bench inr", "bench trace", "bench tables",
 ]  # fmt: skip
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -72,7 +72,7 @@ LESS = {
 
 # Too slow here: the quickstart runs in a small setting for all these tests, the benchmarks in tests of their own. `zoo` and
 # `bench` show the example of one of their verbs.
-SLOW = ("quickstart", "zoo", "zoo make", "bench", "bench step", "bench fit")
+SLOW = ("quickstart", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench trace")
 
 
 @pytest.mark.parametrize("verb", [v for v in VERBS if v not in SLOW])

@@ -9,3 +9,5 @@ from neural_graphs.bench._step import step as step
 from neural_graphs.bench._tables import tables as tables
 from neural_graphs.bench._tables import update_readme_table as update_readme_table
 from neural_graphs.bench._tables import write_tables as write_tables
+from neural_graphs.bench._trace import faults as faults
+from neural_graphs.bench._trace import trace_architectures as trace_architectures

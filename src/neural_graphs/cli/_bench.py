@@ -1,8 +1,9 @@
-"""`neural-graphs bench step | fit | inr | tables`: measurements, and the tables made from them."""
+"""`neural-graphs bench step | fit | inr | trace | tables`: measurements, and the tables made from them."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,23 @@ def add(verbs: Any) -> None:
     inr.add_argument("--runs", default="runs/inr-mnist", metavar="DIR", help="run folders (default: runs/inr-mnist)")
     add_json(inr)
     add_threads(inr)
+
+    trace = add_verb(
+        inner,
+        "trace",
+        "trace architectures, and check the symmetries found on the networks themselves; exit code 1 if any fails",
+        "neural-graphs bench trace --sets small --out trace.json",
+        _trace,
+        "The sets: small (networks of this library), vision (needs timm), language (needs transformers).\n"
+        "Architectures in the results file that are not traced anew stay in it.",
+    )
+    trace.add_argument("--sets", default="small,vision,language", metavar="A,B", help="(default: all three)")
+    trace.add_argument("--models", metavar="A,B", help="only these architectures, of whatever set")
+    trace.add_argument("--samples", type=positive, default=3, metavar="N", help="group elements of each (default: 3)")
+    trace.add_argument("--out", default="results/trace.json", metavar="FILE", help="(default: results/trace.json)")
+    trace.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    add_json(trace)
+    add_threads(trace)
 
     tables = add_verb(
         inner,
@@ -148,6 +166,27 @@ def _inr(options: argparse.Namespace) -> int:
         **chosen,
     )
     return _show(rows, options)
+
+
+def _trace(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
+    from neural_graphs.bench import faults, trace_architectures
+
+    options.resume_hint = "what was traced is kept, name the rest with --models"
+    rows = trace_architectures(
+        options.out,
+        sets=options.sets.split(","),
+        models=options.models.split(",") if options.models else None,
+        samples=options.samples,
+        thread_count=options.threads or default_threads(),
+        seed=options.seed,
+        command=options.command,
+    )
+    _show(rows, options)
+    found = faults(rows)
+    for fault in found:
+        print(fault, file=sys.stderr)
+    return 1 if found else 0
 
 
 def _tables(options: argparse.Namespace) -> int:
