@@ -41,7 +41,7 @@ def build(captured: Captured, propagation: Propagation) -> tuple[NeuralGraph, di
         for name, axes in propagation.spec.axes
         if name not in captured.tied and captured.state[name].is_floating_point()
     }
-    ledger = Ledger(weights)
+    ledger = Ledger(weights, dict(propagation.spec.over))
     Reader(captured, ledger).read()
     sets = make_sets(ledger)
     join_queries_and_keys(ledger, sets)

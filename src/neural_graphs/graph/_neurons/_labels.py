@@ -99,7 +99,7 @@ def project(label: Tensor, coordinates: dict[int, Tensor], shape: tuple[int, ...
     in ways that the parameter's coordinates do not tell apart.
     """
     axes = {dim for dim, size in enumerate(label.shape) if size > 1}
-    used = {j: c for j, c in coordinates.items() if any(c.shape[dim] > 1 for dim in axes)}
+    used = {j: c for j, c in coordinates.items() if c.numel() == 1 or any(c.shape[dim] > 1 for dim in axes)}
     covered = {dim for c in used.values() for dim, size in enumerate(c.shape) if size > 1}
     if not axes <= covered:
         return None

@@ -64,6 +64,14 @@ def with_channel_bias(reader: Reader, x: Value, bias: Value | None, channel: int
     return reader.elementwise([x, place], x.shape, kind)
 
 
+@rule("prelu")
+def _prelu(reader: Reader, node: Node) -> Value:
+    x, slope = (reader.env[arg] for arg in node.args[:2])  # type: ignore[index]
+    found = with_channel_bias(reader, x, slope, 1 if len(x.shape) > 1 else 0, "slope")
+    reader.activate(node, found, Activation("other"))
+    return found
+
+
 # -- normalisation ----------------------------------------------------------------------------------------------------------
 
 

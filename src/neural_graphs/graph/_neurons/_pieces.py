@@ -102,42 +102,65 @@ def _pieces(site: Site, axis: Axis, signature: Tensor) -> list[tuple[Stretch | N
 
 
 def site_axes(ledger: Ledger) -> dict[int, Axis]:
-    """How the group moves the neurons of each site (by its base), read off the parameters that act on them."""
+    """How the group moves the neurons of each site (by its base), read off the parameters that act on them; where there
+    are none, off the neurons to which they are joined one by one."""
     found: dict[int, Axis] = {}
     bases = torch.tensor(sorted(site.base for site in ledger.sites))
     sites = {site.base: site for site in ledger.sites}
-    for several in (False, True):
-        for use in ledger.uses:
-            for ids in (use.target, use.source):
-                if ids is None or not ids.numel():
-                    continue
-                varying = [d for d, size in enumerate(ids.shape) if size > 1]
-                if (len(varying) > 1) != several:
-                    continue
-                known = ids[ids != NOBODY].unique()
-                for base in bases[torch.searchsorted(bases, known, right=True) - 1].unique().tolist():
-                    if base not in found:
-                        axis = _axis_along(ledger.parameters[use.parameter], ids, sites[base], varying)
-                        if axis is not None and axis.size == sites[base].size:
-                            found[base] = axis
+    for use in ledger.uses:
+        for ids in (use.target, use.source):
+            if ids is None or not bool((ids != NOBODY).any()):
+                continue
+            known = ids[ids != NOBODY].unique()
+            for base in bases[torch.searchsorted(bases, known, right=True) - 1].unique().tolist():
+                if base not in found:
+                    axis = _axis_along(ledger.parameters[use.parameter], ids, sites[base])
+                    if axis is not None and axis.size == sites[base].size and ledger.closed(axis):
+                        found[base] = axis
+    changed = True
+    while changed:
+        changed = False
+        for join in ledger.joins:
+            if join.aligned and join.source.numel():
+                ends = [
+                    int(bases[torch.searchsorted(bases, ids[:1], right=True) - 1]) for ids in (join.source, join.target)
+                ]
+                whole = all(torch.equal(i, sites[e].ids) for i, e in zip((join.source, join.target), ends, strict=True))
+                for this, other in (ends, ends[::-1]):
+                    if whole and this in found and other not in found:
+                        found[other] = found[this]
+                        changed = True
     return found
 
 
-def _axis_along(axes: tuple[Axis, ...], ids: Tensor, site: Site, varying: list[int]) -> Axis | None:
-    if not varying:
-        return Axis.fixed(1)
-    if len(varying) > 1:
-        whole = site.ids.numel() == ids.numel() and torch.equal(ids.flatten(), site.ids)
-        return product_axis([axes[d] for d in varying]) if whole else None
-    line = ids.flatten() - site.base
-    inside = (line >= 0) & (line < site.size)
-    first = torch.full((site.size,), line.numel())
-    positions = torch.arange(line.numel())[inside]
-    first.scatter_reduce_(0, line[inside], positions, "amin")
-    if site.size == 0 or bool((first == line.numel()).any()):
-        return None
-    stretch = stretch_of(first, line.numel()) if bool((first[1:] > first[:-1]).all()) else None
-    return stretch_axis(axes[varying[0]], stretch) if stretch is not None else None
+def _axis_along(axes: tuple[Axis, ...], ids: Tensor, site: Site) -> Axis | None:
+    """The axis of a site whose neurons stand in this order along one or more axes of a parameter."""
+    inside = (ids >= site.base) & (ids < site.base + site.size)
+    at = inside.nonzero()[0].tolist()
+    lines = []
+    for d in range(ids.dim()):
+        line = ids[tuple(slice(None) if k == d else i for k, i in enumerate(at))] - site.base
+        within = (line >= 0) & (line < site.size)
+        count = line[within].unique().numel()
+        if count > 1:
+            first = torch.full((site.size,), line.numel())
+            first.scatter_reduce_(0, line[within], torch.arange(line.numel())[within], "amin")
+            places = first[first < line.numel()]
+            neurons = (first < line.numel()).nonzero().flatten()
+            step = int(neurons[1] - neurons[0])
+            even = torch.equal(neurons, neurons[0] + step * torch.arange(count))
+            stretch = stretch_of(places, line.numel()) if bool((places[1:] > places[:-1]).all()) else None
+            axis = stretch_axis(axes[d], stretch) if stretch is not None and even else None
+            if axis is None:
+                return None
+            lines.append((step, axis))
+    lines.sort(key=lambda pair: -pair[0])
+    radix = 1
+    for step, axis in reversed(lines):
+        if step != radix:
+            return None
+        radix *= axis.size
+    return product_axis([axis for _, axis in lines])
 
 
 def join_queries_and_keys(ledger: Ledger, sets: Sets) -> None:

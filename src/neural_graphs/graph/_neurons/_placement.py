@@ -64,18 +64,15 @@ class Placement:
         shape = self.ledger.shape(use.parameter)
         axes = self.ledger.parameters[use.parameter]
         targets = self._segments(use.target)
-        sources = self._segments(use.source) if use.source is not None else [(None, None, None)]
+        sources = self._segments(use.source) if use.source is not None else [(None, {})]
         if not targets or not sources:
             return None
         found = []
-        for target, t_axis, t_cut in targets:
-            for source, s_axis, s_cut in sources:
-                cuts: dict[int, Stretch] = {}
-                for axis, cut in ((t_axis, t_cut), (s_axis, s_cut)):
-                    if axis is not None and cut is not None:
-                        if axis in cuts:
-                            return None
-                        cuts[axis] = cut
+        for target, t_cuts in targets:
+            for source, s_cuts in sources:
+                if any(s_cuts[axis] != cut for axis, cut in t_cuts.items() if axis in s_cuts):
+                    return None
+                cuts = {**t_cuts, **s_cuts}
                 assert target is not None
                 steps = [self._steps(ids, cuts) for ids in (use.target, use.source if use.source is not None else None)]
                 if steps[0] is None or steps[1] is None:
@@ -87,25 +84,28 @@ class Placement:
                 found.append((target, source, reading))
         return found
 
-    def _segments(self, ids: Tensor | None) -> list[tuple[int | None, int | None, Stretch | None]] | None:
-        """The node sets along a parameter, each with the axis and the stretch of it where it stands."""
+    def _segments(self, ids: Tensor | None) -> list[tuple[int | None, dict[int, Stretch]]] | None:
+        """The node sets along a parameter, each with the stretches of the axes where it stands."""
         assert ids is not None
-        numbers = self.sets.pieces(ids)
-        varying = [d for d in range(ids.dim()) if not bool((numbers == numbers.narrow(d, 0, 1)).all())]
-        if len(varying) > 1:
-            return None
-        if not varying:
-            number = int(numbers.flatten()[0]) if numbers.numel() else NOBODY
-            return [(number, None, None)] if number >= 0 else None
-        (axis,) = varying
-        line = numbers.movedim(axis, 0).reshape(numbers.shape[axis], -1)[:, 0]
-        found: list[tuple[int | None, int | None, Stretch | None]] = []
-        for number in line.unique().tolist():
-            if number >= 0:
-                stretch = stretch_of((line == number).nonzero().flatten(), line.numel())
-                if stretch is None:
-                    return None
-                found.append((number, axis, stretch))
+        pieces = self.sets.pieces(ids)
+        found: list[tuple[int | None, dict[int, Stretch]]] = []
+        for piece in pieces.unique().tolist():
+            if piece == NOBODY:
+                continue
+            here = pieces == piece
+            cuts: dict[int, Stretch] = {}
+            block = torch.ones((1,) * ids.dim(), dtype=torch.bool)
+            for axis, size in enumerate(ids.shape):
+                line = here.movedim(axis, 0).reshape(size, -1).any(1)
+                block = block & line.reshape([-1 if d == axis else 1 for d in range(ids.dim())])
+                if not bool(line.all()):
+                    stretch = stretch_of(line.nonzero().flatten(), size)
+                    if stretch is None:
+                        return None
+                    cuts[axis] = stretch
+            if not torch.equal(block.expand(here.shape), here):
+                return None
+            found.append((piece, cuts))
         return found
 
     def _steps(self, ids: Tensor | None, cuts: dict[int, Stretch]) -> dict[int, Tensor] | None:
@@ -220,11 +220,15 @@ class Placement:
         sizes = [cuts[d].stop - cuts[d].start if d in cuts else n for d, n in enumerate(shape)]
         axes = [section(lines[d], cuts[d].start, cuts[d].stop) if d in cuts else lines[d] for d in range(len(shape))]
         axes = [axis if axis is not None else Axis.fixed(n) for axis, n in zip(axes, sizes, strict=True)]
-        big = [d for d, n in enumerate(sizes) if n > 1]
+        big = [d for d, n in enumerate(sizes) if n > 1 or d in cuts]
+        if not self.ledger.closed(product_axis([cast(Axis, axes[d]) for d in big[1:]])):
+            ways: tuple[tuple[list[int], str], ...] = ((big, ""), ([], ".positions"))
+        else:
+            ways = ((big[:1], ""), (big[1:], ".positions"))
         last = self.sets.drafts[-1].rank + 1
         ids: list[Tensor | None] = []
         # every axis but the first is a source of its own: nothing is left that a symmetry could move as a feature
-        for dims, ending in ((big[:1], ""), (big[1:], ".positions")):
+        for dims, ending in ways:
             if not dims and ending:
                 ids.append(None)
                 continue

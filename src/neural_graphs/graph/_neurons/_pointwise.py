@@ -47,7 +47,18 @@ def _scaled(node: Node, name: str, scale: float) -> float:
 
 @rule("to", "type_as", "_to_copy", "dropout", "feature_dropout", "native_dropout", "multiply", "subtract", "divide")
 @rule(
-    "hardswish", "prelu", "zeros_like", "ones_like", "full_like", "copy", "fill", "masked_fill", "tril", "triu", "clone"
+    "hardswish",
+    "log_sigmoid",
+    "where",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "copy",
+    "fill",
+    "masked_fill",
+    "tril",
+    "triu",
+    "clone",
 )
 @rule("contiguous", "detach", "alias", "softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "normalize")
 @rule(

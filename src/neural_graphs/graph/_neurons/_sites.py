@@ -65,12 +65,13 @@ class Ledger:
     """All that was found out while reading a graph; node sets and blocks are made from it afterwards.
 
     ``parameters`` gives the axes of every floating-point tensor of the state dict, as the symmetry group acts on them.
-    ``events`` are sets of neurons that were used
+    ``over`` says which classes depend on which others. ``events`` are sets of neurons that were used
     alike, so that a packed axis can be taken apart; ``products`` holds aligned queries and keys; ``strays`` are parameters
     that act on neurons in no way that a block can say.
     """
 
     parameters: dict[str, tuple[Axis, ...]]
+    over: dict[str, tuple[str, ...]] = field(default_factory=dict)
     total: int = 0
     sites: list[Site] = field(default_factory=list)
     uses: list[Use] = field(default_factory=list)
@@ -88,6 +89,11 @@ class Ledger:
 
     def shape(self, parameter: str) -> tuple[int, ...]:
         return tuple(axis.size for axis in self.parameters[parameter])
+
+    def closed(self, axis: Axis) -> bool:
+        """Whether an axis has all classes that its classes depend on: only then can it be that of a node set."""
+        names = {name for name, _ in axis.classes}
+        return all(names.issuperset(self.over.get(name, ())) for name in names)
 
     # -- neurons --------------------------------------------------------------------------------------------------------
 
@@ -238,7 +244,7 @@ class Ledger:
             single = math.prod(place) == 1
             for label in labels:
                 target = project(label.ids, coordinates, place) if bool(label.axes) != single else None
-                if target is not None:
+                if target is not None and self.closed(self._rest_axis(name, target)):
                     self.uses.append(Use(name, target, self.leftover(name, target), kind))
                     self.event(target)
                     break
@@ -248,16 +254,23 @@ class Ledger:
 
     def stand_alone(self, parameter: str) -> Crowd:
         """A parameter that acts on no neurons in particular gets a node set of its own."""
-        shape = self.shape(parameter)
-        dim = next((d for d, size in enumerate(shape) if size > 1), None)
         site = self.own.get((parameter, (-1,)))
         if site is None:
-            size = shape[dim] if dim is not None else 1
-            site = self.site(size, parameter, "tensor")
+            shape = self.shape(parameter)
+            first = next((d for d, size in enumerate(shape) if size > 1), 0)
+            whole = torch.zeros([size if d == first else 1 for d, size in enumerate(shape)])
+            if not self.closed(self._rest_axis(parameter, whole)):
+                whole = torch.zeros(shape)
+            site = self.site(whole.numel(), parameter, "tensor")
             self.own[parameter, (-1,)] = site
-            target = site.ids.reshape([size if d == dim else 1 for d in range(len(shape))])
+            target = site.ids.reshape(whole.shape)
             self.uses.append(Use(parameter, target, self.leftover(parameter, target), "other"))
         return Crowd(site.ids)
+
+    def _rest_axis(self, parameter: str, target: Tensor) -> Axis:
+        """The axes of a parameter on which its target does not depend, as one."""
+        axes = self.parameters[parameter]
+        return product_axis([axis for axis, size in zip(axes, target.shape, strict=True) if size == 1])
 
     def _parameters(self, w: Value, rank: int | None = None) -> list[tuple[str, tuple[int, ...], dict[int, Tensor]]]:
         found: dict[str, dict[int, Tensor]] = {name: {} for name in sorted(w.parameters)}
