@@ -43,3 +43,11 @@ def parse_inputs(text: str) -> tuple[InputSpec, ...]:
     if len({spec.name for spec in found}) < len(found) and found[0].name is not None:
         raise UserError(f"input {text!r}: a name occurs twice")
     return tuple(found)
+
+
+def batch_size(numel: int, ids: bool = False) -> int:
+    """How many examples of ``numel`` numbers to draw: more of small ones, so that few units stay silent on all of them.
+
+    Never one alone, because an axis of size 1 broadcasts.
+    """
+    return 2 if ids else max(2, min(16, 4096 // max(1, numel)))

@@ -63,7 +63,7 @@ MODELS: list[tuple[str, str, dict[str, Any], dict[str, tuple[int, ...]]]] = [
      {**SEQUENCE, **TOKENS, "num_mel_bins": 8, "max_source_positions": 20, "decoder_start_token_id": 1},
      {"input_features": (2, 8, 40), "decoder_input_ids": (2, 8)}),
     ("ViTForImageClassification", "ViTConfig", {**TINY, "image_size": [16, 24], "patch_size": 8},
-     {"pixel_values": (2, 3, 16, 24)}),
+     {"pixel_values": (3, 3, 16, 24)}),
     ("CLIPModel", "CLIPConfig", {"text_config": {**TINY, **TOKENS},
                                  "vision_config": {**TINY, "image_size": 16, "patch_size": 8}},
      {"input_ids": (2, 16), "pixel_values": (2, 3, 16, 16)}),

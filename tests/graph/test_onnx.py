@@ -229,8 +229,8 @@ def test_open_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"input x is \?x\?x4, with open sizes"):
         import_onnx(path)
     module, example, _ = import_onnx(path, [((7, 4), None)])
-    assert example.shape == (2, 7, 4)
-    assert module(example).shape == (2, 7, 3)
+    assert example.shape == (16, 7, 4)
+    assert module(example).shape == (16, 7, 3)
     for wrong in ((7, 5), (4,)):
         with pytest.raises(UserError, match=r"input x is \?x\?x4"):
             import_onnx(path, [(wrong, None)])

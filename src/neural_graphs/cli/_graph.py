@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neural_graphs.cli._network import DETAILS, Network, add_network, read_network
 from neural_graphs.cli._parser import add_json, add_threads, add_verb, print_json, print_table, use_threads
 from neural_graphs.errors import UserError
+
+if TYPE_CHECKING:
+    from neural_graphs.graph import Activation
 
 _WIDEST = 160  # characters of a symmetry group or a list of tensors
 
@@ -111,17 +114,23 @@ def _print_group(network: Network, group: dict[str, Any], rows: int) -> None:
     print(f"\nsymmetries: {text}, 10^{group['log10_order']:.0f} orders of the neurons give the same function")
     if network.facts:
         print(f"  they move {group['share_moved']:.1%} of the parameters' entries")
-    lines = []
-    for name, kind in network.graph.symmetries.activations:
-        kinds = [word for word, has in (("scale", kind.scale), ("sign", kind.sign), ("phase", kind.phase)) if has]
-        if kinds and not group["rescalings"]:
-            lines.append(f"  {name} ({kind}): each neuron also has {' and '.join(kinds)} symmetry")
-    for entry in group["rescalings"]:
-        lines.append(f"  {entry['class']}: {entry['kind']} symmetry in {_listed(entry['parameters'])}")
+    if network.graph.stack is not None:
+        lines = [f"  {name} ({kind}): each neuron also has {_kinds(kind)} symmetry"
+                 for name, kind in network.graph.symmetries.activations if _kinds(kind)]  # fmt: skip
+    else:
+        lines = [f"  {r['class']}: {r['kind']} symmetry in {_listed(r['parameters'])}" for r in group["rescalings"]]
     for line in lines[: rows or None]:
         print(line)
     if 0 < rows < len(lines):
         print(_more(len(lines) - rows))
+    if network.facts.get("frozen"):
+        frozen = ", ".join(f"{name} ({count})" for name, count in network.facts["frozen"].items())
+        print(f"  operators without a rule, whose axes stay fixed: {frozen}")
+
+
+def _kinds(activation: Activation) -> str:
+    words = (("scale", activation.scale), ("sign", activation.sign), ("phase", activation.phase))
+    return " and ".join(word for word, has in words if has)
 
 
 def _print_cut(head: Sequence[str], lines: list[tuple[Any, ...]], right: Sequence[int], rows: int) -> None:

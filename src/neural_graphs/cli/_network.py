@@ -95,6 +95,13 @@ def read_network(options: argparse.Namespace) -> Network:
             raise UserError(f"{found.facts['name']}: {error}") from None
         bar.advance()
     facts = {key: value for key, value in found.facts.items() if key != "name"}
+    facts |= {"route": None, "frozen": {}}
+    if graph.trace is not None:  # plain stacks are read off their layers
+        facts |= {"route": graph.trace.route, "frozen": graph.trace.frozen}
+        if graph.trace.route == "make_fx":
+            facts["notes"].append(
+                "the network decides on values of its data: only the path of the example was recorded"
+            )
     return Network(graph, found.facts["name"], found.module, found.inputs, facts)
 
 

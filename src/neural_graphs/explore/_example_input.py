@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neural_graphs._inputs import InputSpec
+from neural_graphs._inputs import InputSpec, batch_size
 from neural_graphs.errors import UserError
-
-BATCH = 2  # not 1: an axis of size 1 broadcasts, so that the trace could take it for something else
 
 
 def is_specs(inputs: Any) -> bool:
@@ -19,7 +18,7 @@ def is_specs(inputs: Any) -> bool:
     return isinstance(inputs, tuple) and bool(inputs) and all(isinstance(spec, InputSpec) for spec in inputs)
 
 
-def make_inputs(specs: Sequence[InputSpec], module: nn.Module, seed: int = 0, batch: int = BATCH) -> Any:
+def make_inputs(specs: Sequence[InputSpec], module: nn.Module, seed: int = 0) -> Any:
     """Random inputs ``[batch, *shape]``: a tensor, a tuple for several, a dictionary where they have names.
 
     Real numbers are standard normal in the dtype of the module's parameters. Ids without a bound stay below the size of the
@@ -30,6 +29,7 @@ def make_inputs(specs: Sequence[InputSpec], module: nn.Module, seed: int = 0, ba
     """
     generator = torch.Generator().manual_seed(seed)
     dtype = float_dtype(module)
+    batch = min(batch_size(math.prod(spec.shape), spec.ids) for spec in specs)
     values = [_make(spec, module, generator, dtype, batch) for spec in specs]
     if specs[0].name is not None:
         return {str(spec.name): value for spec, value in zip(specs, values, strict=True)}

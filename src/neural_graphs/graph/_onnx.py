@@ -6,6 +6,7 @@ is the network of the file, never the one it was exported from. An operator that
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from neural_graphs._inputs import batch_size
 from neural_graphs.errors import UserError
 from neural_graphs.graph import _onnx_shapes as _onnx_shapes  # registers its operators
 from neural_graphs.graph._onnx_operators import OPERATORS, Call, Value, element_dtype
 
-_BATCH = 2  # where the file leaves the batch open: not 1, an axis of size 1 broadcasts
 # Operators whose one-number inputs are biases or the like; elsewhere one number is a constant of the computation.
 _TAKES_SINGLE = {"Gemm", "Conv", "ConvTranspose", "BatchNormalization", "LayerNormalization", "MatMul", "Add"}
 
@@ -115,11 +116,16 @@ class _Importer:
                 f"the network has {len(found)} inputs ({', '.join(e.name for e in found)}), not {len(given)}"
             )
         examples = []
+        types = [entry.type.tensor_type for entry in found]
+        dtypes = [element_dtype(tensor.elem_type, entry.name) for tensor, entry in zip(types, found, strict=True)]
+        stated = [[d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim] for tensor in types]
+        shapes = [shape for shape, _ in given] if given is not None else [None] * len(found)
+        batch = min(
+            batch_size(math.prod(shape or [size or 1 for size in sizes[1:]]), not dtype.is_floating_point)
+            for shape, sizes, dtype in zip(shapes, stated, dtypes, strict=True)
+        )
         for place, entry in enumerate(found):
-            tensor = entry.type.tensor_type
-            sizes: list[int | None] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-            shape = _sizes(entry.name, sizes, given[place][0] if given is not None else None)
-            dtype = element_dtype(tensor.elem_type, entry.name)
+            shape, dtype = _sizes(entry.name, stated[place], shapes[place], batch), dtypes[place]
             if dtype.is_floating_point:
                 value = torch.randn(shape, generator=self.generator, dtype=torch.float64).to(dtype)
             else:
@@ -257,15 +263,15 @@ class _Importer:
         return value.constant
 
 
-def _sizes(name: str, stated: list[int | None], given: tuple[int, ...] | None) -> list[int]:
+def _sizes(name: str, stated: list[int | None], given: tuple[int, ...] | None, batch: int) -> list[int]:
     text = "x".join("?" if size is None else str(size) for size in stated)
     if given is not None:
-        batch = () if len(given) == len(stated) else (stated[0] if stated and stated[0] else _BATCH,)
-        shape = [*batch, *given]
+        lead = () if len(given) == len(stated) else (stated[0] if stated and stated[0] else batch,)
+        shape = [*lead, *given]
         if len(shape) != len(stated) or any(s not in (None, n) for s, n in zip(stated, shape, strict=True)):
             raise UserError(f"its input {name} is {text} (batch axis first), not {'x'.join(map(str, given))}")
         return shape
-    shape = [size if size is not None else _BATCH if place == 0 else 0 for place, size in enumerate(stated)]
+    shape = [size if size is not None else batch if place == 0 else 0 for place, size in enumerate(stated)]
     if 0 in shape:
         raise UserError(f"its input {name} is {text}, with open sizes: give them, as in --input 3x224x224")
     return shape
