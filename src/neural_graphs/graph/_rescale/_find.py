@@ -1,0 +1,172 @@
+"""The scale, sign and phase symmetries of a recorded network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.fx import Node
+
+from neural_graphs.graph._capture import Captured
+from neural_graphs.graph._propagate import Propagation
+from neural_graphs.graph._rescale._pass import Pass, Value, compact
+from neural_graphs.graph._rescale._places import Places
+from neural_graphs.graph._rescale._sine import Shift, find_shifts, hand_on
+from neural_graphs.graph._rescale._system import Row, System
+from neural_graphs.graph._rescaling import Kind, Rescaling, Term
+from neural_graphs.graph._rules import rule_name
+from neural_graphs.graph._space import Var
+
+
+def find_rescalings(captured: Captured, propagation: Propagation) -> tuple[Rescaling, ...]:
+    """Every way to rescale the neurons of one class, one by one, that the network cannot notice.
+
+    For each class two systems of linear equations are read off the recorded operators, for positive factors (exponents are
+    rational) and for signs (exponents count modulo 2): a sum needs equal exponents, a product adds them, what is summed away
+    must cancel, ReLU-like units hand positive factors on, odd ones signs, and whatever has no rule must not scale at all. A
+    basis of the solutions is returned, told by the first parameters that are free. Sine units also give phases: half a
+    period in the bias changes their sign. It is a proof like that of the permutations, and may miss what needs values of
+    parameters or several classes at once: rotations, the scale of a whole layer before a normalisation.
+    """
+    places = Places(captured, propagation)
+    shifts = find_shifts(captured)
+    offsets = _offsets(captured)
+    found: list[Rescaling] = []
+    for v in propagation.names:
+        for signs in (False, True):
+            found += _of_class(places, v, signs, shifts if signs else (), offsets)
+    over = {places.names[v]: {places.names[w] for w in outer} for v, outer in places.outer.items()}
+    acts = {rescaling: _action(places, rescaling) for rescaling in found}
+    return tuple(r for r in found if not any(_implies(acts, s, r) for s in found if r.symmetry in over[s.symmetry]))
+
+
+def _action(places: Places, rescaling: Rescaling) -> dict[tuple[str, int, int], tuple[float, ...]]:
+    """What it does to each piece of each axis that the class stands on."""
+    found: dict[tuple[str, int, int], tuple[float, ...]] = {}
+    for term in rescaling.terms:
+        for number, piece in enumerate(places.parameters[term.parameter][term.axis].pieces):
+            held = any(digit.symmetry == rescaling.symmetry for digit in piece.digits)
+            if held and (not term.pieces or number in term.pieces):
+                found[term.parameter, term.axis, number] = (term.exponent, term.offset, term.shift)
+    return found
+
+
+def _implies(
+    acts: dict[Rescaling, dict[tuple[str, int, int], tuple[float, ...]]], one: Rescaling, other: Rescaling
+) -> bool:
+    """Whether ``other`` is ``one`` with the same factor for all neurons of a family (of all inner units of a head)."""
+    return one.kind == other.kind and acts[one] == acts[other]
+
+
+class _Piece(NamedTuple):
+    """Some pieces of one axis of a parameter, with a common unknown exponent."""
+
+    parameter: str
+    dim: int
+    piece: int
+    shift: float = 0.0
+
+
+def _of_class(
+    places: Places, v: Var, signs: bool, shifts: tuple[Shift, ...], offsets: dict[str, float | None]
+) -> Iterator[Rescaling]:
+    system = System(signs)
+    sources = {
+        places.captured.sources[node.name][1]: node
+        for node in places.visits(v)
+        if node.op == "placeholder" and places.captured.sources[node.name][0] in ("parameter", "buffer")
+    }
+    unknowns: dict[int, _Piece] = {}
+    turns: dict[Node, Value] = {}
+    for shift in shifts:
+        name = places.captured.sources[shift.bias.name][1]
+        if name in sources:
+            turns[shift.product] = _unknowns(places, v, system, name, shift.bias, unknowns, shift.shift)
+    phases = set(unknowns)
+    given: dict[Node, Value] = {}
+    for name in places.captured.state:
+        if name in sources and offsets.get(name, 0.0) is not None:
+            given[sources[name]] = _unknowns(places, v, system, name, sources[name], unknowns)
+    last = max(unknowns, default=0)
+    p = Pass(places, v, system, given)
+    p.shifts = turns
+    p.after = {node: hand_on for shift in shifts for node in shift.path}
+    p.run()
+    for phase in phases - p.turned:
+        system.require({phase: 1})
+    for solution in system.solutions(last):
+        kind: Kind = "scale" if not signs else "phase" if any(solution.get(k) for k in phases) else "sign"
+        if terms := tuple(_terms(places, v, solution, unknowns, phases, {} if signs else offsets)):
+            yield Rescaling(kind, places.names[v], terms)
+
+
+def _unknowns(
+    places: Places, v: Var, system: System, name: str, node: Node, unknowns: dict[int, _Piece], shift: float = 0.0
+) -> Value:
+    """One unknown for each piece of each axis that the class stands on."""
+    axes, symmetry = places.parameters[name], places.names[v]
+    found: Value = {}
+    if not node.meta["val"].is_floating_point() or not places.clear(node, v):
+        return found
+    for dim, axis in enumerate(axes):
+        array = torch.zeros(axis.size, dtype=torch.int64)
+        for number, (offset, digits) in enumerate(axis.pieces):
+            count = sum(digit.symmetry == symmetry for digit in digits)
+            if count == 1:
+                unknown = system.unknown()
+                unknowns[unknown] = _Piece(name, dim, number, shift)
+                array.as_strided([d.size for d in digits], [d.stride for d in digits], offset).fill_(unknown)
+        if bool(array.any()):
+            found[dim] = compact(array.reshape([-1 if d == dim else 1 for d in range(len(axes))]))
+    return found
+
+
+def _terms(
+    places: Places,
+    v: Var,
+    solution: Row,
+    unknowns: dict[int, _Piece],
+    phases: set[int],
+    offsets: dict[str, float | None],
+) -> Iterator[Term]:
+    """Terms by parameter (with all its names) and axis; pieces with the same exponent share one."""
+    grouped: dict[tuple[str, int, float, float], list[int]] = {}
+    turned = {(u.parameter, u.dim, u.piece): u.shift for k, u in unknowns.items() if k in phases and solution.get(k)}
+    for k, (parameter, dim, piece, _) in unknowns.items():
+        exponent = float(solution.get(k, 0))
+        shift = turned.get((parameter, dim, piece), 0.0)
+        if k not in phases and (exponent or shift):
+            grouped.setdefault((parameter, dim, exponent, shift), []).append(piece)
+    for (parameter, dim, exponent, shift), pieces in grouped.items():
+        axis, symmetry = places.parameters[parameter][dim], places.names[v]
+        held = [k for k, piece in enumerate(axis.pieces) if any(d.symmetry == symmetry for d in piece.digits)]
+        chosen = () if pieces == held else tuple(pieces)
+        names = [parameter, *(alias for alias, first in places.captured.tied.items() if first == parameter)]
+        for name in names:
+            yield Term(name, dim, exponent, offsets.get(parameter) or 0.0, shift, chosen)
+
+
+def _offsets(captured: Captured) -> dict[str, float | None]:
+    """Running variances, with the small number that is added to each before the root is taken; None for those that are used
+    in another way too, or with two such numbers."""
+    found: dict[str, set[float | None]] = {}
+    for node in captured.graph.nodes:
+        if node.op == "call_function" and rule_name(node.target) == "batch_norm":
+            arguments = (
+                dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
+            )
+            variance = arguments.get("running_var")
+            if isinstance(variance, Node) and variance.op == "placeholder":
+                uses = found.setdefault(captured.sources[variance.name][1], set())
+                uses.add(float(arguments["eps"]))
+                if any(_reads_otherwise(user, variance) for user in variance.users):
+                    uses.add(None)
+    return {name: uses.pop() if len(uses) == 1 else None for name, uses in found.items()}
+
+
+def _reads_otherwise(user: Node, variance: Node) -> bool:
+    names = [a.name for a in user.target._schema.arguments] if hasattr(user.target, "_schema") else []
+    given = [name for name, value in zip(names, user.args, strict=False) if value is variance]
+    given += [name for name, value in user.kwargs.items() if value is variance]
+    return rule_name(user.target) != "batch_norm" or given != ["running_var"]
