@@ -99,8 +99,8 @@ def assemble(
             except (IndexError, KeyError, ValueError, RuntimeError):
                 continue
             used.append((name, number))
-        if not any(True for one in steps for _ in one.parameters()) and head == "none":
-            head = "linear"
+        if head == "none" and not any(True for one in steps[-1:] for _ in one.parameters()):
+            head = "linear"  # else the answer might not depend on any parameter
         for last in _head(head, x, table if kind == "tokens" else None):
             fill(last, generator)
             x = last.to(dtype)(x, saved)
