@@ -514,7 +514,12 @@ def _unify_vars(u: Var, v: Var) -> None:
     if u is v:
         return
     if u.kind == "fixed" or v.kind == "fixed":
-        freeze([((u, v),)])
+        if v.kind == "fixed":
+            u, v = v, u
+        freeze([((v,),)])
+        v = find(v)
+        if u is not v and u not in present([((v,),)]):
+            _redirect(u, v)  # what hangs on the positions of v, case by case, hangs on those of u
         return
     if u.kind == "cases" and v.kind == "cases" and find(_pivot(u)) is find(_pivot(v)):
         for branch, other in zip(u.branches, v.branches, strict=True):

@@ -1,4 +1,8 @@
-"""Pointwise operators: every axis passes through, axes of several operands that meet are the same."""
+"""Pointwise operators: every axis passes through, axes of several operands that meet are the same.
+
+Those that hand on their operand as it is (``clone``, ``dropout`` in evaluation mode) are not here: the recorded graph has
+none of them. What is left of dropout is a network that drops at all times, and chance tells positions apart.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,12 @@ from neural_graphs.graph._space import family, fixed
 
 POINTWISE = [
     "abs",
+    "absolute",
     "acos",
     "acosh",
     "add",
     "addcdiv",
     "addcmul",
-    "alias",
     "angle",
     "arccos",
     "arccosh",
@@ -38,15 +42,12 @@ POINTWISE = [
     "clamp_max",
     "clamp_min",
     "clip",
-    "clone",
     "conj",
     "conj_physical",
-    "contiguous",
     "copysign",
     "cos",
     "cosh",
     "deg2rad",
-    "detach",
     "digamma",
     "div",
     "divide",
@@ -78,6 +79,7 @@ POINTWISE = [
     "heaviside",
     "hypot",
     "i0",
+    "imag",
     "isclose",
     "isfinite",
     "isinf",
@@ -89,8 +91,6 @@ POINTWISE = [
     "less",
     "less_equal",
     "lgamma",
-    "lift_fresh",
-    "lift_fresh_copy",
     "log",
     "log10",
     "log1p",
@@ -116,7 +116,6 @@ POINTWISE = [
     "negative",
     "not_equal",
     "polar",
-    "positive",
     "pow",
     "rad2deg",
     "real",
@@ -124,8 +123,6 @@ POINTWISE = [
     "relu",
     "relu6",
     "remainder",
-    "resolve_conj",
-    "resolve_neg",
     "round",
     "rsqrt",
     "rsub",
@@ -133,12 +130,18 @@ POINTWISE = [
     "sgn",
     "sigmoid",
     "sign",
+    "signbit",
     "silu",
     "sin",
     "sinc",
     "sinh",
     "softplus",
     "softshrink",
+    "special_log1p",
+    "special_xlog1py",
+    "special_ndtr",
+    "special_entr",
+    "special_expit",
     "sqrt",
     "square",
     "sub",
@@ -154,8 +157,6 @@ POINTWISE = [
     "__and__",
     "__or__",
     "__xor__",
-    "__iand__",
-    "__ior__",
     "copy",
 ]
 
@@ -171,11 +172,10 @@ def cast(call: Call) -> Axes:
     return call.input
 
 
-@rule("alpha_dropout", "dropout", "feature_dropout", "rrelu")
-def random(call: Call) -> Axes:
-    """The identity, or a plain non-linearity; where chance acts it tells positions apart."""
-    on = call["training"] if call.name == "rrelu" else call["train"] and call["p"]
-    if on:
+@rule("rrelu")
+def rrelu(call: Call) -> Axes:
+    """A plain non-linearity, but for training, where chance tells positions apart."""
+    if call["training"]:
         raise Unsupported
     return call.input
 
