@@ -100,3 +100,33 @@ def test_a_network_of_nan_does_not_pass() -> None:
 def test_convolutions_need_inputs() -> None:
     with pytest.raises(UserError, match="give example inputs"):
         random_graph(random_stack(0, "cnn"), 1).check()
+
+
+class _Casting(torch.nn.Module):
+    """Normalises in float32, or half, whatever its weights are, as many language models do."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.first, self.second, self.dtype = torch.nn.Linear(3, 6), torch.nn.Linear(6, 2), dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.first(x)).to(self.dtype)
+        x = torch.softmax(x / x.pow(2).mean(-1, keepdim=True).sqrt(), -1, dtype=self.dtype)
+        return self.second(x.to(self.second.weight.dtype))
+
+
+def test_casts_to_single_precision_do_not_blur_the_check() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 3)
+    module = _Casting(torch.float32)
+    report = trace(module, inputs).check(module, inputs)
+    assert report.passed and report.dtype == "float64" and report.error < 1e-12, str(report)
+    single = trace(module, inputs).check(module, inputs, dtype=torch.float32)
+    assert single.passed and single.dtype == "float32" and single.tolerance == 1e-4 and single.error > 1e-12
+
+
+def test_coarser_casts_set_the_tolerance() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(5, 3)
+    report = trace(_Casting(torch.float16), inputs).check(_Casting(torch.float16), inputs)
+    assert report.dtype == "float16" and report.tolerance == 3e-2 and report.error < 3e-2

@@ -52,7 +52,7 @@ class SymmetryReport:
         verdict = "holds" if self.passed else "FAILS"
         return (
             f"{self.group} {verdict}: {self.samples} random elements change the output by at most {self.error:.1e} "
-            f"(tolerance {self.tolerance:.0e}, {self.dtype}); leaving one tensor unpermuted changes it by at least "
+            f"(tolerance {self.tolerance:.0e}, {self.dtype}); leaving one tensor as it was changes it by at least "
             f"{self.control:.1e}"
         )
 
@@ -74,8 +74,8 @@ def check_symmetries(
     Runs in ``dtype``, in evaluation mode. With ``module`` the real module is rerun (it must hold the parameters' names and
     stays unchanged) on ``inputs``: a tensor, a tuple of positional arguments or a dictionary of keyword arguments; without
     it the graph's own stack, on 64 random points by default (for stacks that start with a convolution, pass images).
-    ``kinds`` are those of ``PermutationSpec.sample``; with ``classes`` only these are permuted. ``tolerance`` defaults to 1e-9, or 1e-4 where the network, or a step
-    of it that casts, computes in float32.
+    ``kinds`` are those of ``PermutationSpec.sample``; with ``classes`` only these are permuted. ``tolerance`` defaults to
+    1e-9, or 1e-4 for float32; steps that cast to float32 compute in ``dtype`` all the same.
 
     The negative control applies the same elements to every tensor but one, for up to ``controls`` of the tensors that the
     element moves in turn; a check that could not fail would show a control of 0. Tensors on which the output does not
@@ -95,13 +95,11 @@ def check_symmetries(
     inputs = pytree.tree_map(lambda value: _cast(value, dtype), inputs)
     known = set(graph.spec.shapes)
     run = _module_runner(module, inputs, known, dtype) if module is not None else _stack_runner(first, inputs)
-    with torch.no_grad(), _evaluation(module):
-        seen = _Dtypes()
-        with seen:
-            reference = run(state)
+    with torch.no_grad(), _evaluation(module), _Precision(dtype) as precision:
+        reference = run(state)
         if not reference:
             raise UserError("the network has no floating-point output that could be compared")
-        coarsest = max(seen.found & TOLERANCES.keys(), key=TOLERANCES.__getitem__, default=dtype)
+        coarsest = max(precision.found & TOLERANCES.keys(), key=TOLERANCES.__getitem__, default=dtype)
         tolerance = TOLERANCES[coarsest] if tolerance is None else tolerance
         error, control, inert = 0.0, float("inf"), dict[str, bool]()
         for _ in range(samples):
@@ -176,15 +174,24 @@ def _evaluation(module: nn.Module | None) -> Iterator[None]:
             child.training = True
 
 
-class _Dtypes(TorchDispatchMode):
-    """Collects the floating-point dtypes of everything larger than a number that is computed while it is on."""
+class _Precision(TorchDispatchMode):
+    """While it is on, ``float64`` networks compute in float64 throughout, and the dtypes of all results are collected.
 
-    def __init__(self) -> None:
+    Many language models compute their norms, softmaxes and rotary angles in float32 whatever their weights are; a check in
+    float64 would then measure the rounding of those steps, so they are given what they ask for in double precision.
+    ``found`` holds the floating-point dtypes of everything larger than a number.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.found: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") == torch.float32:
+            kwargs = {**kwargs, "dtype": self.dtype}
+        result = func(*args, **kwargs)
         for value in pytree.tree_leaves(result):
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0:
                 self.found.add(value.dtype)
