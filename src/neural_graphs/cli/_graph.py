@@ -81,7 +81,14 @@ def _print(network: Network, found: dict[str, Any], rows: int) -> None:
         print(f"note: {note}")
     print()
     sets = [
-        (s["name"], s["size"], s["role"], s["activation"], s["class"] or _mixed(s), _listed(s["parameters"]) or "-")
+        (
+            s["name"],
+            s["size"],
+            s["role"],
+            s["activation"],
+            s["class"] or _mixed(s),
+            _listed(list(dict.fromkeys(s["parameters"]))) or "-",
+        )
         for s in found["node_sets"]
     ]
     _print_cut(("node set", "neurons", "role", "activation", "class", "node features"), sets, (1,), rows)
