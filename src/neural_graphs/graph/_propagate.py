@@ -99,8 +99,8 @@ def _source(node: Node, captured: Captured, parameters: dict[str, list[Space]]) 
         return None
     if kind in ("parameter", "buffer"):
         if name not in parameters:
-            state = captured.state[name]
-            movable = state.is_floating_point()
+            # A parameter that nothing reads makes no difference: a group that moved it would be of no use.
+            movable = captured.state[name].is_floating_point() and bool(node.users)
             parameters[name] = _unknown(value.shape) if movable else [fixed(int(n)) for n in value.shape]
         return parameters[name]
     return [fixed(int(n)) for n in value.shape]

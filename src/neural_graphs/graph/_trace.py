@@ -72,11 +72,16 @@ def trace_module(module: nn.Module, example_input: Any) -> NeuralGraph:
     from neural_graphs.graph._build import build
     from neural_graphs.graph._capture import capture
     from neural_graphs.graph._propagate import propagate
+    from neural_graphs.graph._rescale import find_rescalings
 
     captured = capture(module, example_input)
     found = propagate(captured)
     graph, responses = build(captured, found)
-    spec = replace(graph.spec.symmetries, activations=_activations(graph.spec))
+    spec = replace(
+        graph.spec.symmetries,
+        activations=_activations(graph.spec),
+        rescalings=find_rescalings(captured, found),
+    )
     return replace(
         graph,
         spec=replace(graph.spec, symmetries=spec),
