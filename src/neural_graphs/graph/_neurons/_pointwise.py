@@ -94,6 +94,7 @@ def _glu(reader: Reader, node: Node) -> Value:
 @rule(
     "arange", "zeros", "ones", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full", "linspace", "eye"
 )
+@rule("zeros_like", "ones_like", "full_like")
 @rule("new_empty", "empty_like", "rand", "randn", "rand_like", "randn_like", "triu_indices", "tril_indices")
 def _constant(reader: Reader, node: Node) -> Value:
     return Value(reader.shape(node), given=False)
