@@ -34,12 +34,13 @@ NOTES = {
     "`matmul_share` is the FLOP/s of the step's matrix products over those of a large matrix product in the same run.",
     "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
     "trace": "The group that `trace` finds for each architecture, and the largest change of the network's output, relative "
-    "to its largest entry, under three random elements of it (to be at most 1e-10 in float64 and 1e-4 in float32). "
-    "`Moved` is the share of the parameters that some element moves. `Control` is the smallest change when one of the "
-    "tensors that the element moves is left as it was; of large networks 20 of them, spread evenly. A tensor without "
-    "effect (the bias of attention's keys, which the softmax cancels) shows nothing and is only counted. `Rescalings` "
-    "are scale, sign and phase symmetries with the largest change under them, in float64. Operators without a rule "
-    "freeze what they touch. Weights are random; language models have two layers, GPT-2 is in full.",
+    "to its largest entry, under random elements of it (three by default; to be at most 1e-10 in float64 and 1e-4 "
+    "in float32). `Moved` is the share of the parameters that some element moves. `Control` is the smallest "
+    "change when one of the tensors that the element moves is left as it was; of vision and language models at "
+    "most 20 of them are tried, spread evenly. A tensor without effect (the bias of attention's keys, which the "
+    "softmax cancels) shows nothing and is only counted, among those tried. `Rescalings` are scale, sign and "
+    "phase symmetries with the largest change under them, in float64. Operators without a rule freeze what they "
+    "touch. Weights are random; language models have two layers, GPT-2 is in full.",
 }
 
 BARS = {
