@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._propagate import Propagation
+from neural_graphs.graph._rescale._normalisation import BATCH_NORMS
 from neural_graphs.graph._rescale._pass import Pass, Value, compact
 from neural_graphs.graph._rescale._places import Places
 from neural_graphs.graph._rescale._sine import Shift, find_shifts, hand_on
@@ -152,7 +153,7 @@ def _offsets(captured: Captured) -> dict[str, float | None]:
     in another way too, or with two such numbers."""
     found: dict[str, set[float | None]] = {}
     for node in captured.graph.nodes:
-        if node.op == "call_function" and rule_name(node.target) == "batch_norm":
+        if node.op == "call_function" and rule_name(node.target) in BATCH_NORMS:
             arguments = (
                 dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
             )
@@ -169,4 +170,4 @@ def _reads_otherwise(user: Node, variance: Node) -> bool:
     names = [a.name for a in user.target._schema.arguments] if hasattr(user.target, "_schema") else []
     given = [name for name, value in zip(names, user.args, strict=False) if value is variance]
     given += [name for name, value in user.kwargs.items() if value is variance]
-    return rule_name(user.target) != "batch_norm" or given != ["running_var"]
+    return rule_name(user.target) not in BATCH_NORMS or given != ["running_var"]

@@ -41,7 +41,7 @@ def index(p: Pass, call: Call) -> Value:
     value = p.level(value, dims)
     found: Value = {}
     for dim, array in value.items():
-        output = _looked_up(call, array.expand(shape_of(node)))
+        output = _looked_up(call, array)
         place = _only(p, call, len(value))
         if place is None:
             p.zero({dim: array})
@@ -56,21 +56,23 @@ def _taken(p: Pass, call: Call, value: Value, dim: int, chosen: Tensor) -> Value
     if chosen.dim() != 1 or place is None:
         return None
     size = shape_of(call["self"])[dim]
-    (array,) = value.values() or (torch.zeros([1] * rank_of(call["self"]), dtype=torch.int64),)
+    (array,) = value.values()
     whole = array.expand([size if d == dim else n for d, n in enumerate(array.shape)])
     return {place: compact(whole.index_select(dim, chosen.to("cpu", torch.int64) % size))}
 
 
 def _looked_up(call: Call, array: Tensor) -> Tensor:
-    def zeros(n: Node) -> Tensor:
-        return torch.zeros(shape_of(n), dtype=torch.int64)
-
+    """Unknowns that are level along the indexed axes: one place of those stands for all."""
     if call.name == "index":
-        places = tuple(slice(None) if n is None else zeros(n) for n in call["indices"])
-        return array[places]
+        one = tuple(
+            slice(None) if n is None else torch.zeros([1] * rank_of(n), dtype=torch.int64) for n in call["indices"]
+        )
+        return array[one]
     if call.name == "index_select":
-        return array.index_select(int(call["dim"]), zeros(call["index"]).reshape(-1))
-    return torch.gather(array, int(call["dim"]), zeros(call["index" if "index" in call.arguments else "indices"]))
+        return array
+    for d, size in enumerate(shape_of(call["index"])):
+        array = array.narrow(d, 0, min(size, array.shape[d]))
+    return array
 
 
 def _only(p: Pass, call: Call, count: int) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from neural_graphs.graph._rescale._pass import Pass, Value, rank_of, rule, shape_of
 from neural_graphs.graph._rescale._pointwise import still
 from neural_graphs.graph._rules import Call
@@ -19,17 +21,31 @@ def affine(p: Pass, call: Call, normal: Value, weight: Value, bias: Value) -> Va
     return p.same(found, bias) if call.has("bias") else found
 
 
-@rule("batch_norm")
-def batch_norm(p: Pass, call: Call) -> Value:
+def results(p: Pass, call: Call, value: Value) -> Value | list[Value]:
+    """Decomposed forms also return the statistics; where those hold the class, nothing is said."""
+    if isinstance(call.value, Tensor):
+        return value
+    if any(p.dims(call.node, part) for part in range(1, len(call.value))):
+        p.zero(value)
+        still(p, call)
+        return [{} for _ in call.value]
+    return [value, *({} for _ in list(call.value)[1:])]
+
+
+BATCH_NORMS = ("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training")
+
+
+@rule(*BATCH_NORMS)
+def batch_norm(p: Pass, call: Call) -> Value | list[Value]:
     """With fixed statistics: they scale with what is normalised, so that they stay true, and take its scale away."""
     x = call["input"]
     mean, variance = channels(p, call, "running_mean"), channels(p, call, "running_var")
     weight, bias = channels(p, call, "weight"), channels(p, call, "bias")
     if call.get("training") or not call.has("running_mean") or p.hot(x, [0, *range(2, rank_of(x))]):
-        return still(p, call)
+        return results(p, call, still(p, call))
     value = p.same(p.level(p.of(x), range(2, rank_of(x))), mean)
     p.same(variance, p.times(value, 2))
-    return affine(p, call, {} if p.scale else value, weight, bias)
+    return results(p, call, affine(p, call, {} if p.scale else value, weight, bias))
 
 
 @rule("instance_norm")
@@ -57,22 +73,23 @@ def group_norm(p: Pass, call: Call) -> Value:
     return affine(p, call, value, channels(p, call, "weight"), channels(p, call, "bias"))
 
 
-@rule("layer_norm", "rms_norm")
-def layer_norm(p: Pass, call: Call) -> Value:
+@rule("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+def layer_norm(p: Pass, call: Call) -> Value | list[Value]:
     """A mean over the class (not taken by ``rms_norm``) sees signs; the root of the mean square does not."""
+    centred = "layer" in call.name
     x, count = call["input"], len(call["normalized_shape"])
     rank = rank_of(x)
     dims = range(rank - count, rank)
     value = p.of(x)
-    if p.scale or (call.name == "layer_norm" and p.hot(x, dims)):
+    if p.scale or (centred and p.hot(x, dims)):
         p.zero(value)
-    elif call.name == "layer_norm":
+    elif centred:
         value = p.level(value, dims)
     weight, bias = (
         {dim + rank - count: array.reshape([1] * (rank - count) + list(array.shape)) for dim, array in found.items()}
         for found in (p.of(call.get("weight")), p.of(call.get("bias")))
     )
-    return affine(p, call, value, weight, bias)
+    return results(p, call, affine(p, call, value, weight, bias))
 
 
 @rule("glu")

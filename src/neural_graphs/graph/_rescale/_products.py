@@ -177,12 +177,14 @@ def _convolved(p: Pass, call: Call, x: Node, weight: Node, groups: int, transpos
     left = {0 if _per_group(p, x, channel, groups) else 1: _blocks(row, shape_of(x)[channel], groups) for row in data}
     right: Value = {}
     for dim, array in p.level(p.of(weight), kernel).items():
-        blocks = array.reshape(array.shape[:2]).expand(rows, -1).reshape(groups, rows // groups, -1)
+        flat = array.reshape(array.shape[:2])
+        blocks = flat.unsqueeze(0) if flat.shape[0] == 1 else flat.reshape(groups, rows // groups, -1)
         per_group = transposed and dim == 0 and _per_group(p, weight, 0, groups)
         right[2 if dim == 1 else 0 if per_group else 1] = blocks
     found = contract(p, [("gi", left, frozenset()), ("gio" if transposed else "goi", right, frozenset())], "go")
     outputs = rows // groups if not transposed else columns
-    rows_out = [array.expand(groups, outputs).reshape([1] * channel + [-1] + [1] * spatial) for array in found.values()]
+    blocks_out = [array if array.numel() == 1 else array.expand(groups, outputs) for array in found.values()]
+    rows_out = [array.reshape([1] * channel + [-1] + [1] * spatial) for array in blocks_out]
     total = {channel: compact(p.sum([(1, row) for row in rows_out]))} if rows_out else {}
     if not call.has("bias"):
         return total
@@ -203,7 +205,7 @@ def _per_group(p: Pass, node: Node, dim: int, groups: int) -> bool:
 
 
 def _blocks(row: Tensor, size: int, groups: int) -> Tensor:
-    return row.expand(size).reshape(groups, size // groups)
+    return row.reshape(1, 1) if row.numel() == 1 else row.reshape(groups, size // groups)
 
 
 def _as_channels(value: Value, channel: int, spatial: int) -> Value:
