@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
+from neural_graphs.graph import Axis, GraphBatch, NeuralGraph, Stack, trace
 from neural_graphs.nn import create_encoder
-from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_inputs, random_stack
+from neural_graphs.testing import (
+    _symmetries,
+    assert_equivariant,
+    assert_invariant,
+    assert_symmetries,
+    random_graph,
+    random_inputs,
+    random_module,
+    random_stack,
+)
 
 STACK = Stack.mlp((2, 6, 5, 1), "tanh")
 GRAPH = random_graph(STACK, 4)
@@ -124,3 +134,53 @@ def test_random_networks_run(seed: int) -> None:
         assert outputs.isfinite().all() and outputs.std() > 1e-4
         again = random_graph(stack, 2, dtype, seed)
         assert all(torch.equal(a, b) for a, b in zip(graph.edges, again.edges, strict=True))
+
+
+# -- modules --------------------------------------------------------------------------------------------------------------
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.GELU(), nn.Linear(6, 2))
+
+
+def test_traced_symmetries_hold() -> None:
+    module, x = network(), torch.randn(4, 3)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    report = assert_symmetries(module, x, moves=True)
+    assert report.group.startswith("S6") and report.error < 1e-12 and report.control > 1e-6
+    assert module.training and all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert assert_symmetries(module, x, dtype=torch.float32, tolerance=None).dtype == "float32"
+    assert_symmetries(*random_module(0))
+
+
+def test_wrong_symmetries_fail_and_the_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = network(), torch.randn(4, 3)
+    graph = trace(module, x)
+    axes = tuple((name, (Axis.fixed(6),) if name == "1.bias" else entry) for name, entry in graph.symmetries.axes)
+    wrong = replace(graph, spec=replace(graph.spec, symmetries=replace(graph.symmetries, axes=axes)))
+    monkeypatch.setattr(_symmetries, "trace", lambda *_: wrong)
+    with pytest.raises(
+        AssertionError, match="change what the module computes.*permutations alone.*class P0 on 0.weight axis 0"
+    ):
+        assert_symmetries(module, x)
+
+
+def test_inexact_graphs_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = network(), torch.randn(4, 3)
+    graph = trace(module, x).map(lambda value: value + 1)
+    monkeypatch.setattr(_symmetries, "trace", lambda *_: graph)
+    with pytest.raises(AssertionError, match="does not give 0.weight back exactly"):
+        assert_symmetries(module, x)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Linear(3, 2), "finds no symmetry"),
+        (nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Threshold(5, 0), nn.Linear(6, 2)), "proves nothing"),
+    ],
+)
+def test_symmetries_that_do_not_show_fail(module: nn.Module, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        assert_symmetries(module, torch.randn(4, 3), moves=True)

@@ -130,3 +130,51 @@ def test_coarser_casts_set_the_tolerance() -> None:
     inputs = torch.randn(5, 3)
     report = trace(_Casting(torch.float16), inputs).check(_Casting(torch.float16), inputs)
     assert report.dtype == "float16" and report.tolerance == 3e-2 and report.error < 3e-2
+
+
+class _Counting(torch.nn.Module):
+    """Keeps a running mean of its hidden values, also in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(3, 6), torch.nn.Linear(6, 2)
+        self.register_buffer("mean", torch.linspace(0, 1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.first(x))
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return self.second(x - self.mean)
+
+
+def test_buffers_that_a_module_updates_stay_as_they_were() -> None:
+    torch.manual_seed(0)
+    module, inputs = _Counting().double(), torch.randn(5, 3, dtype=torch.float64)
+    graph, before = trace(module, inputs), module.mean.clone()
+    assert str(graph.symmetries) == "S6"
+    assert graph.check(module, inputs).passed
+    assert torch.equal(module.mean, before)
+
+
+class _Largest(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).amax(-1)
+
+
+def test_the_control_of_a_single_moved_tensor_shuffles_it() -> None:
+    torch.manual_seed(0)
+    module, inputs = _Largest(), torch.randn(5, 3)
+    report = trace(module, inputs).check(module, inputs)
+    assert report.group == "S6" and report.passed and report.control > 1e-3
+
+
+def test_single_classes_are_checked_alone() -> None:
+    graph = random_graph(Stack.mlp((2, 4, 5, 1)), 1)
+    (bias,) = (name for name, shape in graph.spec.shapes.items() if shape == (5,))
+    broken = with_spec(graph, freeze(graph.symmetries, bias, 0))
+    first, second = graph.symmetries.classes
+    assert broken.check(classes=(first,)).error < 1e-12
+    assert broken.check(classes=(second,)).error > 1e-3

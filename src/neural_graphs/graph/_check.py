@@ -79,8 +79,8 @@ def check_symmetries(
 
     The negative control applies the same elements to every tensor but one, for up to ``controls`` of the tensors that the
     element moves in turn; a check that could not fail would show a control of 0. Tensors on which the output does not
-    depend at all (a key's bias, which a softmax cancels) show nothing and are left out. Raises ``UserError`` when the
-    network does not run.
+    depend at all (a key's bias, which a softmax cancels) show nothing and are left out; where an element moves one tensor
+    only, its entries are shuffled instead. Raises ``UserError`` when the network does not run.
     """
     generator = torch.Generator().manual_seed(seed)
     first = graph[0]
@@ -108,7 +108,9 @@ def check_symmetries(
             error = max(error, _change(reference, run(moved)))
             names = [name for name in state if not torch.equal(moved[name], state[name])]
             for name in names[:: max(1, -(-len(names) // controls))] if controls else ():
-                change = _change(reference, run({**moved, name: state[name]}))
+                alone = len(names) == 1
+                wrong = [_shuffled(state[name], generator) for _ in range(8)] if alone else [state[name]]
+                change = max(_change(reference, run({**moved, name: value})) for value in wrong)
                 if change <= 10 * tolerance and name not in inert:
                     inert[name] = not _matters(run, state, reference, name, 10 * tolerance)
                 if change > 10 * tolerance or not inert[name]:
@@ -206,6 +208,10 @@ def _change(before: list[Tensor], after: list[Tensor]) -> float:
         if a.numel()
     ]
     return max(float("inf") if math.isnan(value) else value for value in found) if found else 0.0
+
+
+def _shuffled(value: Tensor, generator: torch.Generator) -> Tensor:
+    return value.flatten()[torch.randperm(value.numel(), generator=generator)].view(value.shape)
 
 
 def _matters(run: Run, state: dict[str, Tensor], reference: list[Tensor], name: str, noticeable: float) -> bool:

@@ -56,10 +56,13 @@ def reduce_with_indices(call: Call) -> Any:
         return reduced(call, x, call.dims(None, len(x)), False)
     dims = call.dims(call.get("dim"), len(x))
     found = reduced(call, x, dims, bool(call.get("keepdim")))
-    index_used = any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
-    if index_used:
+    if _indices_used(call):
         freeze([x[d] for d in dims])
     return [found, list(found)]
+
+
+def _indices_used(call: Call) -> bool:
+    return any(user.target is operator.getitem and user.args[1] == 1 and user.users for user in call.node.users)
 
 
 @rule("median", "nanmedian", "mode", "kthvalue")
@@ -95,12 +98,14 @@ def along(call: Call) -> Axes:
 
 @rule("topk", "sort", "cummax", "cummin", "argsort")
 def ranked(call: Call) -> Any:
+    """The values in order do not depend on where they stood; indices, and what runs along the axis, do."""
     x = call.input
     if not x:
         raise Unsupported
     dim = call.integer("dim") % len(x)
     mix(x, [dim])
-    freeze([x[dim]])
+    if call.name not in ("topk", "sort") or _indices_used(call):
+        freeze([x[dim]])
     values = call.value if isinstance(call.value, (tuple, list)) else [call.value]
     found = [[fixed(int(v.shape[d])) if d == dim else s for d, s in enumerate(x)] for v in values]
     return found[0] if isinstance(call.value, Tensor) else found
