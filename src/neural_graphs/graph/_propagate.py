@@ -38,6 +38,27 @@ SILENT = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_con
           "_local_scalar_dense", "sym_constrain_range_for_size", "sym_numel", "manual_seed")  # fmt: skip
 """Operators whose results are no tensors with axes."""
 
+VIEWS = (
+    *("select", "slice", "narrow", "split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split"),
+    *("unsafe_chunk", "unsafe_split_with_sizes", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "permute"),
+    *(
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "numpy_T",
+        "mT",
+        "adjoint",
+        "matrix_H",
+        "movedim",
+        "moveaxis",
+        "unsqueeze",
+    ),
+    *("squeeze", "index", "index_select", "copy", "fill", "zero", "zeros_like", "ones_like", "full_like", "empty_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+)
+"""Operators that may leave out a part of their operand, and do not look at the rest."""
+
 
 @dataclass(eq=False)
 class Propagation:
@@ -60,6 +81,7 @@ def propagate(captured: Captured) -> Propagation:
     env: dict[Node, Any] = {}
     frozen: Counter[str] = Counter()
     parameters: dict[str, list[Space]] = {}
+    read: list[Space] = []
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             env[node] = _source(node, captured, parameters)
@@ -69,6 +91,8 @@ def propagate(captured: Captured) -> Propagation:
                     freeze(spaces)
         elif node.op == "call_function":
             env[node] = _apply(node, env, frozen, captured.constants)
+            if rule_name(node.target) not in VIEWS and node.target is not operator.getitem:
+                read += [space for used in node.all_input_nodes for spaces in _tensors(env[used]) for space in spaces]
         else:
             raise AssertionError(f"unexpected {node.op} in a recorded graph")
     for name, value in captured.state.items():
@@ -76,6 +100,11 @@ def propagate(captured: Captured) -> Propagation:
             # Never read: whatever it holds makes no difference, but a group that moves it would be of no use.
             parameters[name] = [fixed(int(n)) for n in value.shape]
     _settle(parameters.values())
+    # The same holds for the rest of a sliced one: a longer input might read on.
+    known, all_ = present(read), present(space for axes in parameters.values() for space in axes)
+    if unread := [((v,),) for v in all_ if v.kind == "free" and v not in known]:
+        freeze(unread)
+        _settle(parameters.values())
     names = _class_names(captured, parameters)
     axes = tuple(
         (name, tuple(_axis(space, names) for space in parameters[captured.tied.get(name, name)]))

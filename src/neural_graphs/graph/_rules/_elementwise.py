@@ -7,7 +7,7 @@ none of them. What is left of dropout is a network that drops at all times, and 
 from __future__ import annotations
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule
-from neural_graphs.graph._space import family, fixed
+from neural_graphs.graph._space import UNIT, family, fixed, space_size
 
 POINTWISE = [
     "abs",
@@ -157,7 +157,6 @@ POINTWISE = [
     "__and__",
     "__or__",
     "__xor__",
-    "copy",
 ]
 
 
@@ -192,7 +191,7 @@ def extreme(call: Call) -> Axes:
 
 @rule("prelu")
 def prelu(call: Call) -> Axes:
-    x, weight = call.axes("input" if "input" in call.arguments else "self"), call.axes("weight")
+    x, weight = call.axes("self"), call.axes("weight")
     channel = 1 if len(x) > 1 else 0
     broadcast([[x[channel]], weight])
     return x
@@ -220,12 +219,18 @@ CONSTANTS = [
 @rule(*CONSTANTS)
 def constant(call: Call) -> Axes:
     """One value everywhere: any permutation leaves it alone, also one for each position of the axes before."""
-    if call.name in ("fill", "zero"):
-        return call.input
     axes: Axes = []
     for size in call.shape:
         axes.append(family(size, axes))
     return axes
+
+
+@rule("copy")
+def copy(call: Call) -> Axes:
+    """The second operand, broadcast to the shape of the first, whose values do not matter."""
+    x = call.axes("src")
+    x = [UNIT] * (len(call.shape) - len(x)) + x
+    return [s if space_size(s) == n else family(n, x) for s, n in zip(x, call.shape, strict=True)]
 
 
 @rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices")

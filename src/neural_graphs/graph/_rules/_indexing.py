@@ -150,9 +150,12 @@ def index_put(call: Call) -> Axes:
     """``x[i] = v``: what is indexed is fixed; axes that are written whole are those of the value."""
     x, value, indices = call.axes("self"), call.axes("values"), list(call["indices"])
     used = [d for d, i in enumerate(indices) if i is not None]
+    nodes = [i for i in indices if isinstance(i, Node)]
+    if len(nodes) == 1 and _is_mask(nodes[0]) and all(space_size(space) == 1 for space in value):
+        mask = call.axes(nodes[0])  # one value wherever the mask says so
+        return broadcast([x, [*[UNIT] * used[0], *mask, *[UNIT] * (len(x) - used[0] - len(mask))]])
     mix(x, used)
     freeze([x[d] for d in used])
-    nodes = [i for i in indices if isinstance(i, Node)]
     masks = any(n.meta["val"].dim() != 1 or _is_mask(n) for n in nodes)
     if masks or used != [0]:
         if value:

@@ -129,12 +129,13 @@ class Call:
 def unify_all(pairs: Iterable[tuple[Space, Space]]) -> None:
     """Unify pairs of axes, outer variables before the families over them, so that families meet over one and the same."""
     found = [(a, b) for a, b in pairs if a is not b]
-    for a, b in sorted(found, key=_depth):
+    # What two spaces have in common is no deeper than either of them.
+    for a, b in sorted(found, key=lambda pair: min(map(_depth, pair))):
         unify(a, b)
 
 
-def _depth(pair: tuple[Space, Space]) -> int:
-    return max((len(deps_of(v)) for v in present(pair) if v.kind == "free"), default=0)
+def _depth(space: Space) -> int:
+    return max((len(deps_of(v)) for v in present([space]) if v.kind == "free"), default=0)
 
 
 def broadcast(operands: Sequence[Axes], rank: int | None = None) -> Axes:

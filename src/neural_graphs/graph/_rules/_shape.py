@@ -19,10 +19,9 @@ from neural_graphs.graph._space import (
 )
 
 
-@rule("view", "reshape", "flatten", "unflatten", "_unsafe_view", "view_as", "reshape_as")
+@rule("reshape", "flatten", "unflatten", "view_as", "reshape_as")
 def to_shape(call: Call) -> Axes:
-    if call.name == "view" and "dtype" in call.arguments:
-        raise Unsupported
+    """``view`` is not here: recorded graphs reshape instead, and what is left of it looks at bits."""
     return reshape(call.input, call.shape)
 
 
@@ -270,5 +269,6 @@ def slice_scatter(call: Call) -> Axes:
             raise Unsupported
         start = _start(call, n)
         stop = start + space_size(source[dim])
-    unify_all(zip(narrow(x, dim, start, stop), source, strict=True))
-    return join([narrow(x, dim, 0, start), narrow(x, dim, start, stop), narrow(x, dim, stop, n)], dim)
+    before = [narrow(x, dim, 0, start)] if start else []
+    after = [narrow(x, dim, stop, n)] if stop < n else []
+    return join([*before, source, *after], dim)
