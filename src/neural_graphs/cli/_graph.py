@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from neural_graphs.errors import UserError
 if TYPE_CHECKING:
     from neural_graphs.graph import Activation
 
+_FEW = 12  # rescalings listed one by one
 _WIDEST = 160  # characters of a symmetry group or a list of tensors
 
 
@@ -125,7 +127,7 @@ def _print_group(network: Network, group: dict[str, Any], rows: int) -> None:
         lines = [f"  {name} ({kind}): each neuron also has {_kinds(kind)} symmetry"
                  for name, kind in network.graph.symmetries.activations if _kinds(kind)]  # fmt: skip
     else:
-        lines = [f"  {r['class']}: {r['kind']} symmetry in {_listed(r['parameters'])}" for r in group["rescalings"]]
+        lines = _rescalings(group["rescalings"], rows)
     for line in lines[: rows or None]:
         print(line)
     if 0 < rows < len(lines):
@@ -153,6 +155,18 @@ def _more(count: int) -> str:
 def _mixed(nodes: dict[str, Any]) -> str:
     """Neurons of several classes or parts of one."""
     return _listed(nodes["classes"]) or "fixed"
+
+
+def _rescalings(found: Sequence[dict[str, Any]], rows: int) -> list[str]:
+    """A line each where they are few or all rows are wanted, else how many there are of each kind."""
+    if len(found) <= _FEW or not rows:
+        return [
+            f"  {r['class']}: {r['kind']} symmetry in {_listed(list(dict.fromkeys(r['parameters'])))}" for r in found
+        ]
+    kinds = Counter(r["kind"] for r in found)
+    classes = {kind: len({r["class"] for r in found if r["kind"] == kind}) for kind in kinds}
+    counts = ", ".join(f"{n} of {kind} in {classes[kind]} classes" for kind, n in kinds.items())
+    return [f"  rescalings of single neurons: {counts} (--rows 0 lists them)"]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -92,11 +92,22 @@ function overview() {
   return [make('h2', {}, 'The network'),
     facts([['node sets', count(data.sets.length)], ['blocks', count(data.blocks.length)], ['neurons', count(data.nodes)],
       ['edges', count(data.edges)], ['parameters', count(data.parameters)], ['symmetries', data.group],
-      ['not in the graph', data.rest.join(', ')]]),
+      ['not in the graph', counted(data.rest)]]),
     make('h3', {}, 'How to look'),
     make('p', {}, 'Point at a layer or an edge for its numbers; click an edge, or choose a block of a layer, for its weights.'),
     make('p', {}, keys('+', '−', '0'), 'zoom, ', keys('←', '↑', '→', '↓'), 'move, ', keys('Tab'), 'from layer to layer, ',
       keys('Enter'), 'choose, ', keys('/'), 'search, ', keys('Esc'), 'back here.')];
+}
+
+// Long lists of names (a counter in every batch norm) as how often each last part of a name occurs.
+function counted(names) {
+  if (names.length <= 4) return names.join(', ');
+  const kinds = new Map();
+  for (const name of names) {
+    const kind = name.slice(name.lastIndexOf('.') + 1);
+    kinds.set(kind, (kinds.get(kind) || 0) + 1);
+  }
+  return [...kinds].map(([kind, n]) => `${n} × ${kind}`).join(', ');
 }
 
 function share(value) {
