@@ -276,3 +276,107 @@ def test_brute_force_finds_no_more(name: str) -> None:
         assert more, f"{name} is found whole now: take it off the list"
     else:
         assert not more, f"{len(more)} permutations that leave the function alone are not in {spec}"
+
+
+# -- declared swaps ------------------------------------------------------------------------------------------------------
+
+Places = dict[str, tuple[tuple[int | None, ...], ...]]
+"""For each tensor, for each axis: the sizes that it is a product of, with None for the units; () for one without units."""
+
+
+def swapped(state: State, places: Places, i: int, j: int) -> State:
+    """The state with units i and j exchanged in all their places."""
+    found = dict(state)
+    for name, axes in places.items():
+        for dim, sizes in enumerate(axes):
+            if sizes:
+                known = math.prod(n for n in sizes if n is not None)
+                shape = [state[name].shape[dim] // known if n is None else n for n in sizes]
+                index = torch.arange(state[name].shape[dim]).view(shape).movedim(sizes.index(None), 0).clone()
+                index[[i, j]] = index[[j, i]]
+                order = index.movedim(0, sizes.index(None)).flatten()
+                found[name] = found[name].index_select(dim, order)
+    return found
+
+
+def recurrent(gates: int) -> tuple[Places, int]:
+    one = (gates, None)
+    return {"0.weight_ih_l0": (one, ()), "0.weight_hh_l0": (one, (None,)), "0.bias_ih_l0": (one,),
+            "0.bias_hh_l0": (one,), "2.weight": ((), (None,))}, 3  # fmt: skip
+
+
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, Any]) -> Tensor:
+        return x[0]
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.enter, self.layer = linear(2, width), nn.MultiheadAttention(width, heads, batch_first=True)
+        self.out = linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.out(self.layer(x, x, x, need_weights=False)[0])
+
+
+def head_places(heads: int, inner: int) -> Places:
+    """Whole heads of ``nn.MultiheadAttention``: blocks of queries, of keys and of values, and of what the output reads."""
+    whole = (3, None, inner)
+    return {"layer.in_proj_weight": (whole, ()), "layer.in_proj_bias": (whole,),
+            "layer.out_proj.weight": ((), (None, inner))}  # fmt: skip
+
+
+def _encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 3, 0.0, batch_first=True)
+    return nn.Sequential(linear(2, 4), layer, linear(4, 2))
+
+
+RESIDUAL: Places = {
+    "0.weight": ((None,), ()), "1.self_attn.in_proj_weight": ((), (None,)), "1.self_attn.out_proj.weight": ((None,), ()),
+    "1.self_attn.out_proj.bias": ((None,),), "1.linear1.weight": ((), (None,)), "1.linear2.weight": ((None,), ()),
+    "1.linear2.bias": ((None,),), "1.norm1.weight": ((None,),), "1.norm1.bias": ((None,),), "1.norm2.weight": ((None,),),
+    "1.norm2.bias": ((None,),), "2.weight": ((), (None,)),
+}  # fmt: skip
+HIDDEN: Places = {"1.linear1.weight": ((None,), ()), "1.linear1.bias": ((None,),), "1.linear2.weight": ((), (None,))}
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten(), linear(12, 2)
+    )
+
+
+CHANNELS: Places = {
+    "0.weight": ((None,), (), (), ()), "0.bias": ((None,),), "1.weight": ((None,),), "1.bias": ((None,),),
+    "1.running_mean": ((None,),), "1.running_var": ((None,),), "5.weight": ((), (None, 4)),
+}  # fmt: skip
+TIME = random(2, 4, 2)
+
+DECLARED: dict[str, tuple[Callable[[], nn.Module], Tensor, Places, int]] = {
+    "gru": (lambda: nn.Sequential(nn.GRU(2, 3, batch_first=True), First(), linear(3, 2)), TIME, *recurrent(3)),
+    "lstm": (lambda: nn.Sequential(nn.LSTM(2, 3, batch_first=True), First(), linear(3, 2)), TIME, *recurrent(4)),
+    "rnn": (lambda: nn.Sequential(nn.RNN(2, 3, batch_first=True), First(), linear(3, 2)), TIME, *recurrent(1)),
+    "heads": (lambda: SelfAttention(6, 3), TIME, head_places(3, 2), 3),
+    "transformer-residual": (_encoder, TIME, RESIDUAL, 4),
+    "transformer-hidden": (_encoder, TIME, HIDDEN, 3),
+    "cnn": (_cnn, random(2, 1, 4, 4), CHANNELS, 3),
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_units_are_found(name: str) -> None:
+    build, x, places, count = DECLARED[name]
+    module = prepared(build())
+    with torch.no_grad():
+        spec = trace_module(module, x).symmetries
+        state, reference = module.state_dict(), module(x)
+        group = {code(spec.apply(numbered(state), element)) for element in swaps(spec)}
+        for i, j in itertools.combinations(range(count), 2):
+            found = functional_call(module, swapped(state, places, i, j), (x,))
+            assert (found - reference).abs().max() <= 1e-10 * reference.abs().max(), "wrongly declared"
+            most = {key: places[key] for key in list(places)[1:]}
+            other = functional_call(module, swapped(state, most, i, j), (x,))
+            assert (other - reference).abs().max() > 1e-6, "the function does not show what is swapped"
+            assert code(swapped(numbered(state), places, i, j)) in group, f"{i} and {j} do not change places in {spec}"
