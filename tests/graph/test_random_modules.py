@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
 from neural_graphs.errors import UserError
@@ -81,3 +84,78 @@ def test_random_modules_run_and_are_sensitive(dtype: torch.dtype) -> None:
 def test_unknown_kinds_are_named() -> None:
     with pytest.raises(UserError, match="no kind of module 'graph': choose among vector, sequence"):
         random_module(0, "graph")  # type: ignore[arg-type]
+
+
+# -- what random modules found, as small as it gets ------------------------------------------------------------------------
+
+
+class Gram(nn.Module):
+    """Products of all hidden units with each other: one class on two axes, of which one is then summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).tanh()
+        z = torch.einsum("bi,bj->bij", y, y) @ self.weight
+        return self.last((z @ z.transpose(1, 2)).mean(1))
+
+
+class WeightNorm(nn.Module):
+    """The norm of all weights as a single number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = parametrizations.weight_norm(nn.Linear(4, 3), dim=None)  # type: ignore[arg-type]
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh())
+
+
+class ShuffledConcatenation(nn.Module):
+    """Two layers' units, interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 3), nn.Linear(4, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.first(x).tanh(), self.second(x).relu()], 1)
+        return self.last(y.unflatten(1, (2, 3)).transpose(1, 2).flatten(1))
+
+
+class ClassToken(nn.Module):
+    """A learned token before those that a layer gives, and learned positions on both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv1d(1, 3, 2), nn.Linear(4, 2)
+        self.token, self.places = nn.Parameter(torch.randn(1, 1, 3)), nn.Parameter(torch.randn(1, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.token.expand(len(x), -1, -1), self.layer(x.unsqueeze(1)).tanh()], 1)
+        return self.last((y + self.places).mean(-1))
+
+
+class CutTwice(nn.Module):
+    """Two overlapping corners of one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.last = nn.Parameter(torch.randn(4, 5)), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last((F.linear(x, self.weight[:3, :4]) + F.linear(x, self.weight[-3:, -4:])).tanh())
+
+
+@pytest.mark.parametrize(
+    ("module", "group"),
+    [(Gram, "S3 × S5"), (WeightNorm, "S3"), (ShuffledConcatenation, "S3"), (ClassToken, "S3"), (CutTwice, "trivial")],
+)
+def test_what_random_modules_found(module: type[nn.Module], group: str) -> None:
+    torch.manual_seed(0)
+    report = assert_symmetries(module(), torch.randn(2, 4), kinds=("permutation",))
+    assert report.group == group
