@@ -281,9 +281,12 @@ def _run_once(wrapped: _FlatOutput, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _mixes_types(graph: Graph) -> bool:
-    """Whether a product mixes dtypes: recording allows it (and autocast explains it), most devices do not."""
+    """Whether a product mixes dtypes, or indices are no integers: recording may allow it (and autocast explain it), most
+    devices do not."""
     for node in graph.nodes:
         name = getattr(getattr(node.target, "_schema", None), "name", "").partition("::")[2]
+        if name == "embedding" and node.args[1].meta["val"].dtype.is_floating_point:
+            return True
         if name in ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "einsum") or name.startswith("conv"):
             values = [source.meta.get("val") for source in node.all_input_nodes]
             if len({value.dtype for value in values if isinstance(value, Tensor)}) > 1:
@@ -316,7 +319,7 @@ def _filled(value: Any, tensors: Iterator[Tensor]) -> Any:
 def _needs_values(error: Exception) -> bool:
     text = str(error)
     unknown = "meta tensor" in text.lower() or "DataDependent" in type(error).__name__
-    return unknown or isinstance(error, NotImplementedError)
+    return unknown or isinstance(error, NotImplementedError) or "higher order operator" in text
 
 
 def _refuse(name: str, error: Exception, hint: str) -> NoReturn:

@@ -15,6 +15,7 @@ from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._neurons._labels import NOBODY, Crowd, Label, Value, collapse, lift
 from neural_graphs.graph._neurons._nonlinearities import result_of
 from neural_graphs.graph._neurons._sites import Join, Ledger
+from neural_graphs.graph._rules._elementwise import POINTWISE
 
 Rule = Callable[["Reader", Node], Any]
 RULES: dict[str, Rule] = {}
@@ -74,7 +75,9 @@ class Reader:
         if not isinstance(node.meta["val"], (Tensor, tuple, list)):
             return Value(())
         found = RULES.get(self.name(node))
-        if found is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        # Which operators carry the tag differs between releases of torch.
+        tagged = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if found is None and (tagged or self.name(node) in POINTWISE):
             found = RULES["pointwise"]
         try:
             return (found or unknown)(self, node)
