@@ -58,8 +58,6 @@ def stack_from_module(module: nn.Module) -> Stack:
 def _leaves(module: nn.Sequential, prefix: str = "") -> list[tuple[str, nn.Module]]:
     found = []
     for name, child in module._modules.items():  # named_children leaves out repetitions
-        if child is None:
-            continue
         path = f"{prefix}{name}"
         if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
             found += _leaves(child, f"{path}.")
