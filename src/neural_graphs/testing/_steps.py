@@ -88,6 +88,13 @@ def step(group: str) -> Callable[[Builder], Builder]:
     return register
 
 
+def largest(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """Where the largest entry stands. Equal entries, such as those of copies, would leave that to rounding: a small ramp
+    tells them apart."""
+    ramp = 0.0137 * torch.arange(x.shape[dim], dtype=x.dtype)
+    return (x.movedim(dim, -1) + ramp).movedim(-1, dim).argmax(dim, keepdim=keepdim)
+
+
 def fill(module: nn.Module, generator: torch.Generator) -> None:
     """Random weights that show: matrices of variance 1 / fan in, vectors and statistics away from 0 and 1."""
 

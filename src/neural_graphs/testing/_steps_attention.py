@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neural_graphs.testing._steps import Draw, Saved, Step, step
+from neural_graphs.testing._steps import Draw, Saved, Step, largest, step
 
 
 def _sequence(x: Tensor) -> int:
@@ -167,11 +167,11 @@ def experts(draw: Draw, x: Tensor, saved: Saved) -> Step:
 def look_up(draw: Draw, x: Tensor, saved: Saved) -> Step:
     """The largest entry's index chooses a row of a table."""
     table = nn.Embedding(x.shape[-1], draw.width())
-    return Step(lambda own, x, saved: own.table(x.argmax(-1)), table=table) if x.ndim > 2 else _add_row(draw, x)
+    return Step(lambda own, x, saved: own.table(largest(x, -1)), table=table) if x.ndim > 2 else _add_row(draw, x)
 
 
 def _add_row(draw: Draw, x: Tensor) -> Step:
-    return Step(lambda own, x, saved: x + own.table(x.argmax(-1)), table=nn.Embedding(x.shape[-1], x.shape[-1]))
+    return Step(lambda own, x, saved: x + own.table(largest(x, -1)), table=nn.Embedding(x.shape[-1], x.shape[-1]))
 
 
 @step("attention")

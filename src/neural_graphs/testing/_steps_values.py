@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neural_graphs.testing._steps import Draw, Saved, Step, step
+from neural_graphs.testing._steps import Draw, Saved, Step, largest, step
 from neural_graphs.testing._steps_layers import activation as some_activation
 
 
@@ -87,17 +87,17 @@ def ordered(draw: Draw, x: Tensor, saved: Saved) -> Step:
         if way == 2:
             return x.topk(2, dim).values
         if way == 3:
-            return x + x.argmax(dim, keepdim=True)
+            return x + largest(x, dim, keepdim=True)
         if way == 4:
             return x.gather(dim, x.argsort(dim))
         if way == 5:
             return x.diff(dim=dim)
         if way == 6:
-            return x * x.ge(x.median(dim, keepdim=True).values)
+            return (x - x.median(dim, keepdim=True).values).relu()
         if way == 7:
             return x.gather(dim, x.argmax(dim, keepdim=True))
         if way == 8:
-            return x * x.ge(x.kthvalue(max(1, n // 2), dim, keepdim=True).values)
+            return x.maximum(x.kthvalue(max(1, n // 2), dim, keepdim=True).values)
         return x.transpose(dim, -1).cumprod(-1).transpose(dim, -1)
 
     return Step(forward)
@@ -178,7 +178,7 @@ def combine(draw: Draw, x: Tensor, saved: Saved) -> Step:
 
     def forward(own: Step, x: Tensor, saved: Saved) -> Tensor:
         y = saved[place]
-        return (x + y, x + y, x - y, x * y, torch.maximum(x, y), torch.where(x > 0, x, y))[way]
+        return (x + y, x + y, x - y, x * y, torch.maximum(x, y), torch.where(x > 0.037, x, y))[way]
 
     return Step(forward)
 

@@ -36,6 +36,9 @@ def assert_symmetries(
     graph must give the state dict back exactly, too. With ``moves`` the module must have a symmetry at all, and tensors
     left out of the permutation must show. Returns the report of the check.
 
+    A module that jumps (``argmax``, ``round``, a comparison) exactly where two of its values are equal may fail although its
+    group is right: rounding then decides.
+
     Raises:
         AssertionError: the function changes (with the smallest part of the group to blame), or the state dict does.
         UserError: the module cannot be traced or does not run.
