@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -37,27 +39,43 @@ def find_rescalings(captured: Captured, propagation: Propagation) -> tuple[Resca
     for v in propagation.names:
         for signs in (False, True):
             found += _of_class(places, v, signs, shifts if signs else (), offsets)
-    over = {places.names[v]: {places.names[w] for w in outer} for v, outer in places.outer.items()}
-    acts = {rescaling: _action(places, rescaling) for rescaling in found}
-    return tuple(r for r in found if not any(_implies(acts, s, r) for s in found if r.symmetry in over[s.symmetry]))
+    return _told_once(places, found)
 
 
-def _action(places: Places, rescaling: Rescaling) -> dict[tuple[str, int, int], tuple[float, ...]]:
-    """What it does to each piece of each axis that the class stands on."""
-    found: dict[tuple[str, int, int], tuple[float, ...]] = {}
+def _told_once(places: Places, found: list[Rescaling]) -> tuple[Rescaling, ...]:
+    """Without what follows from the families over a class: the factor of a head is that of all its inner units."""
+    dropped: set[int] = set()
+    for v in places.names:
+        inner = {places.names[w] for w, outer in places.outer.items() if v in outer}
+        for signs in (False, True) if inner else ():
+            mine = [k for k, r in enumerate(found) if (r.kind != "scale") == signs]
+            numbers: dict[tuple[object, ...], int] = {}
+            known = System(signs)
+            for k in sorted(mine, key=lambda k: found[k].symmetry not in inner):  # the families first
+                if found[k].symmetry in (*inner, places.names[v]):
+                    row = {numbers.setdefault(key, len(numbers) + 1): c for key, c in _action(places, found[k]).items()}
+                    if not known.require(row) and found[k].symmetry not in inner:
+                        dropped.add(k)
+    return tuple(r for k, r in enumerate(found) if k not in dropped)
+
+
+def _action(places: Places, rescaling: Rescaling) -> dict[tuple[object, ...], Fraction]:
+    """The exponent (and for phases the shift) with which each part of a parameter changes, one part for each choice of
+    pieces of its axes, when all neurons of a family take the same factor."""
+    found: dict[tuple[object, ...], Fraction] = {}
     for term in rescaling.terms:
-        for number, piece in enumerate(places.parameters[term.parameter][term.axis].pieces):
-            held = any(digit.symmetry == rescaling.symmetry for digit in piece.digits)
-            if held and (not term.pieces or number in term.pieces):
-                found[term.parameter, term.axis, number] = (term.exponent, term.offset, term.shift)
+        axes = places.parameters[term.parameter]
+        held = [
+            number
+            for number, piece in enumerate(axes[term.axis].pieces)
+            if any(digit.symmetry == rescaling.symmetry for digit in piece.digits)
+        ]
+        for cell in product(*(range(len(axis.pieces)) for axis in axes)):
+            if cell[term.axis] in (term.pieces or held):
+                found[term.parameter, cell] = found.get((term.parameter, cell), Fraction(0)) + Fraction(term.exponent)
+                if term.shift:
+                    found[term.parameter, cell, "shift"] = Fraction(1)
     return found
-
-
-def _implies(
-    acts: dict[Rescaling, dict[tuple[str, int, int], tuple[float, ...]]], one: Rescaling, other: Rescaling
-) -> bool:
-    """Whether ``other`` is ``one`` with the same factor for all neurons of a family (of all inner units of a head)."""
-    return one.kind == other.kind and acts[one] == acts[other]
 
 
 class _Piece(NamedTuple):

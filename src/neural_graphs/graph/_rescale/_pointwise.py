@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -139,7 +140,7 @@ def threshold(p: Pass, call: Call) -> Value:
 
 def power(p: Pass, call: Call, exponent: Any) -> Value:
     x = operand(p, call, first(call))
-    if isinstance(exponent, (int, float)) and (p.scale or exponent == int(exponent)):
+    if isinstance(exponent, (int, float)) and math.isfinite(exponent) and (p.scale or exponent == int(exponent)):
         return p.times(x, Fraction(exponent))
     return still(p, call)
 
@@ -196,7 +197,7 @@ def extreme(p: Pass, call: Call) -> Value:
 
 @rule("copy")
 def copy(p: Pass, call: Call) -> Value:
-    return operand(p, call, call["src"])
+    return operand(p, call, call["src"]) if call.value.is_floating_point() else still(p, call)
 
 
 @rule("where")

@@ -73,7 +73,7 @@ def _bias(node: Node, name: str, captured: Captured) -> Node | None:
         if node.kwargs.get("alpha", 1) != 1:
             return None
         candidates = [n for n in node.args[:2] if isinstance(n, Node)]
-        if len(candidates) != 2:
+        if len(set(candidates)) != 2:
             return None
         candidates = [n for n in candidates if _is_parameter(n, captured) and len(n.users) == 1]
         return candidates[-1] if candidates else None

@@ -27,16 +27,17 @@ class System:
         self._count += 1
         return self._count
 
-    def require(self, row: Mapping[int, Fraction | int]) -> None:
-        """This combination is zero."""
+    def require(self, row: Mapping[int, Fraction | int]) -> bool:
+        """This combination is zero. Returns whether that says something new."""
         left = self._tidy(row.items())
         while left:
             latest = max(left)
             factor = left.pop(latest)
             if latest not in self._rows:
                 self._rows[latest] = {k: -c / factor for k, c in left.items()}
-                return
+                return True
             left = self._tidy([*left.items(), *((k, factor * c) for k, c in self._rows[latest].items())])
+        return False
 
     def equal(self, a: int, b: int) -> None:
         pair = (min(a, b), max(a, b))
