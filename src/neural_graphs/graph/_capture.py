@@ -295,12 +295,21 @@ def _mixes_types(graph: Graph) -> bool:
 
 
 class _NoValuesInPython(TorchFunctionMode):
-    """Refuses to hand out a tensor's values: what comes back from Python would be recorded as a constant."""
+    """Refuses to hand out a tensor's values: what comes back from Python would be recorded as a constant. Comparisons that
+    answer in Python are spelled out, so that the record shows what was decided on."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
             raise NotFlat(f"it takes a tensor's values to Python ({function.__name__})")
+        if function in (torch.equal, Tensor.equal):
+            return _equal(*args, **(kwargs or {}))
+        if function in (torch.allclose, Tensor.allclose):
+            return bool(torch.isclose(*args, **(kwargs or {})).all())
         return function(*args, **(kwargs or {}))
+
+
+def _equal(input: Tensor, other: Tensor) -> bool:
+    return input.shape == other.shape and bool((input == other).all())
 
 
 def _collect(value: Any, found: list[Tensor]) -> None:

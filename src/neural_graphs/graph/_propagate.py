@@ -60,6 +60,14 @@ VIEWS = (
 """Operators that may leave out a part of their operand, and do not look at the rest."""
 
 
+class Undecided(Exception):
+    """Cases of a type stand where no sum before them decides between them."""
+
+    def __init__(self, variable: Var) -> None:
+        super().__init__()
+        self.variable = variable
+
+
 @dataclass(eq=False)
 class Propagation:
     """``spec`` is the group (permutations only), ``axes`` the type of every tensor of the graph (a tuple of ``Axis``, or a
@@ -105,11 +113,16 @@ def propagate(captured: Captured) -> Propagation:
     if unread := [((v,),) for v in all_ if v.kind == "free" and v not in known]:
         freeze(unread)
         _settle(parameters.values())
-    names = _class_names(captured, parameters)
-    axes = tuple(
-        (name, tuple(_axis(space, names) for space in parameters[captured.tied.get(name, name)]))
-        for name in captured.state
-    )
+    while True:
+        names = _class_names(captured, parameters)
+        try:
+            read_off = {name: tuple(_axis(space, names) for space in axes) for name, axes in parameters.items()}
+        except Undecided as error:  # no random test has one left; fixed positions are always right
+            freeze([((error.variable,),)])
+            _settle(parameters.values())
+        else:
+            break
+    axes = tuple((name, read_off[captured.tied.get(name, name)]) for name in captured.state)
     over = tuple(
         (name, tuple(sorted((names[d] for d in deps_of(v)), key=_number))) for v, name in names.items() if deps_of(v)
     )
@@ -288,8 +301,9 @@ def _parts(segment: tuple[Var, ...], names: dict[Var, str]) -> list[tuple[Any, .
     """A product as parts of an ``Axis``: several if its leading factor is a sum."""
     factors: list[Any] = []
     for k, v in enumerate(segment):
-        if v.kind in ("sum", "cases"):
-            assert v.kind == "sum", "cases are decided before"
+        if v.kind == "cases" and any(u.kind == "free" for u in present([((v,),)])):
+            raise Undecided(v)
+        if v.kind == "sum":
             rest = segment[k + 1 :]
             inner = [
                 part

@@ -43,7 +43,7 @@ class SizeError(ValueError):
 class Var:
     """A variable: see the module's docstring. Compare with ``is``, after ``find``."""
 
-    __slots__ = ("branches", "deps", "kind", "link", "parts", "pivot", "size", "users")
+    __slots__ = ("branches", "copies", "deps", "kind", "link", "parts", "pivot", "size", "users")
 
     def __init__(self, size: int, deps: Iterable[Var] = ()) -> None:
         self.size = size
@@ -54,6 +54,7 @@ class Var:
         self.parts: Space = ()  # product: its one segment; sum: the summands
         self.pivot: Var | None = None  # cases: the sum variable on which it hangs
         self.branches: tuple[Space, ...] = ()  # cases: one space per summand of the pivot
+        self.copies: dict[tuple[Var, int], Var] = {}  # sum: what it is in a summand of another
         _set_deps(self, deps)
 
     def __repr__(self) -> str:
@@ -442,21 +443,31 @@ def choose(space: Space, pivot: Var, index: int) -> Space:
 
 def _choose(v: Var, pivot: Var, index: int) -> Segment:
     v = find(v)
-    if v.kind == "cases":
-        if find(_pivot(v)) is pivot:
-            return _as_factors(v.branches[index])
-        inner = [choose(branch, pivot, index) for branch in v.branches]
-        if all(_same(a, b) for a, b in zip(inner, v.branches, strict=True)):
-            return (v,)
-        fresh_ = Var(v.size)
-        fresh_.kind, fresh_.pivot, fresh_.branches = "cases", v.pivot, tuple(inner)
-        return (fresh_,)
     if v.kind == "product":
         return tuple(f for u in v.parts[0] for f in _choose(u, pivot, index))
     if v.kind == "sum":
         parts = choose(v.parts, pivot, index)
-        return (v,) if _same(parts, v.parts) else (box(parts),)
-    return (v,)
+        return (v,) if _same(parts, v.parts) else (_copy(v, pivot, index, parts),)
+    if v.kind != "cases":
+        return (v,)
+    own = find(_pivot(v))
+    if own is pivot:
+        return _as_factors(v.branches[index])
+    branches = [choose(branch, pivot, index) for branch in v.branches]
+    hung = find(_choose(own, pivot, index)[0])  # what hangs on a sum hangs on its copy in the copy
+    if all(_same(a, b) for a, b in zip(branches, v.branches, strict=True)) and hung is own:
+        return (v,)
+    copied = Var(v.size)
+    copied.kind, copied.pivot, copied.branches = "cases", hung, tuple(branches)
+    return (copied,)
+
+
+def _copy(v: Var, pivot: Var, index: int, parts: Space) -> Var:
+    """The sum ``v`` in summand ``index`` of ``pivot``: one variable, however often it is asked for."""
+    known = v.copies.get((pivot, index))
+    if known is None or not _same(find(known).parts, parts):
+        known = v.copies[pivot, index] = box(parts)
+    return find(known)
 
 
 def _same(a: Space, b: Space) -> bool:

@@ -154,6 +154,29 @@ def test_positions_as_values(name: str, sound: Callable[..., Any]) -> None:
     sound(POSITIONS[name], MLP)
 
 
+@pytest.mark.parametrize(
+    "compare",
+    [
+        torch.equal,
+        torch.Tensor.equal,
+        torch.allclose,
+        lambda a, b: bool((a == b).all()),
+        lambda a, b: (a - b).any().item() == 0,
+    ],
+    ids=["equal", "method", "allclose", "all", "item"],
+)
+def test_decisions_on_positions(compare: Any, sound: Callable[..., Any]) -> None:
+    """Which path is taken depends on the order of two tensors: both stay."""
+
+    def forward(s: Any, x: Any) -> Any:
+        same = compare(s.w.abs().argmax(1).double(), s.w.square().argmax(1).double() + 0 * s.c)
+        other = compare(s.w.argmax(1).double(), s.k)
+        return (x @ s.w).relu() @ s.v * (2 if same else 3) * (5 if other else 7)
+
+    order = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).argmax(1).double()
+    assert str(sound(forward, {"w": (4, 6), "v": (6, 2), "c": (4,), "k": order}).spec) == "trivial"
+
+
 SHAPES: dict[str, Callable[..., Any]] = {
     "empty-slice": lambda s, x: torch.cat([(x @ s.w)[:, 3:3], x @ s.w], 1) @ s.v,
     "empty-sum": lambda s, x: (x @ s.w)[:, 6:].sum() + x @ s.w @ s.v,
