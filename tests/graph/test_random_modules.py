@@ -103,6 +103,19 @@ class Gram(nn.Module):
         return self.last((z @ z.transpose(1, 2)).mean(1))
 
 
+class RepeatedProducts(nn.Module):
+    """One class on two axes of different sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        products = y[:, :, None] * torch.cat([y, y], 1)[:, None]
+        return self.last(products.transpose(1, 2).mean(2))
+
+
 class WeightNorm(nn.Module):
     """The norm of all weights as a single number."""
 
@@ -153,7 +166,14 @@ class CutTwice(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "group"),
-    [(Gram, "S3 × S5"), (WeightNorm, "S3"), (ShuffledConcatenation, "S3"), (ClassToken, "S3"), (CutTwice, "trivial")],
+    [
+        (Gram, "S3 × S5"),
+        (RepeatedProducts, "S3"),
+        (WeightNorm, "S3"),
+        (ShuffledConcatenation, "S3"),
+        (ClassToken, "S3"),
+        (CutTwice, "trivial"),
+    ],
 )
 def test_what_random_modules_found(module: type[nn.Module], group: str) -> None:
     torch.manual_seed(0)

@@ -65,9 +65,10 @@ def _place(p: Pass, call: Call, part: int, dim: int, count: int, shape: tuple[in
     output = _run(call, numbers.expand(shape))
     output = output if isinstance(output, Tensor) else output[part]
     for d in found:
-        if torch.equal(
-            output, numbers.reshape([-1 if e == d else 1 for e in range(output.dim())]).expand(output.shape)
-        ):
+        if output.shape[d] != shape[dim]:
+            continue  # merged with another axis
+        in_order = numbers.reshape([-1 if e == d else 1 for e in range(output.dim())])
+        if torch.equal(output, in_order.expand(output.shape)):
             return d
     return None
 
