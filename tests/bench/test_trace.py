@@ -90,7 +90,7 @@ def test_the_group_is_right_and_whole(name: str) -> None:
 
 def test_rows_of_one_architecture() -> None:
     found = {entry["metric"]: entry for entry in measure("mlp", "small", SMALL["mlp"], samples=2)}
-    assert list(found)[:4] == ["seconds", "share_moved", "relative_error", "relative_error_fp32"]
+    assert list(found)[:5] == ["seconds", "memory_ratio", "share_moved", "relative_error", "relative_error_fp32"]
     assert found["relative_error"]["mean"] < 1e-13 < found["relative_error_fp32"]["mean"] < 1e-5
     assert found["control_error"]["mean"] > 1e-3
     about = found["seconds"]

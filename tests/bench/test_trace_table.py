@@ -18,6 +18,7 @@ FOUND: dict[str, Any] = {
 def rows(name: str, **found: Any) -> list[Row]:
     return [
         row(name, "seconds", 0.5, **{**FOUND, **found}),
+        row(name, "memory_ratio", 1.02),
         row(name, "share_moved", 0.97),
         row(name, "relative_error", 3e-15),
         row(name, "relative_error_fp32", 5e-7),
@@ -30,22 +31,22 @@ def test_a_line_holds_all_that_was_measured() -> None:
     title, line = lines(rows("mlp", frozen={"aten.roll.default": 3}, route="make_fx"))
     assert title[0] == "**Small networks**" and len(title) == len(line) == len(HEAD)
     assert line == (
-        *("mlp", "1,234", "0.50 s", "S8", "10^5", "97.0 %", "3.0e-15", "5.0e-07", "1.0e-02"),
+        *("mlp", "1,234", "0.50 s", "1.02x", "S8", "10^5", "97.0 %", "3.0e-15", "5.0e-07", "1.0e-02"),
         *("2 scale, 1 sign: 2.0e-15", "`aten.roll.default` 3×, by make_fx, 1 tensor without effect"),
     )
 
 
 def test_what_was_not_measured_is_left_out() -> None:
-    _, line = lines(rows("mlp")[:4])
+    _, line = lines(rows("mlp")[:5])
     assert line[-3:] == ("–", "none", "")
 
 
 def test_a_long_group_is_cut_at_a_factor() -> None:
     group = " × ".join(["S64", "S64^12", "(S8^2)^3"] * 4) + " × … (40 classes)"
     _, line = lines(rows("big", group=group, classes=40))
-    assert line[3] == "S64 × S64^12 × (S8^2)^3 × S64 × S64^12 × … (40 classes)"
+    assert line[4] == "S64 × S64^12 × (S8^2)^3 × S64 × S64^12 × … (40 classes)"
     _, line = lines(rows("big", group=" × ".join(["S4096"] * 12), classes=12))
-    assert line[3] == " × ".join(["S4096"] * 6) + " × … (12 classes)"
+    assert line[4] == " × ".join(["S4096"] * 6) + " × … (12 classes)"
 
 
 def test_refusals_say_why() -> None:

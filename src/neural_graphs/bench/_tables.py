@@ -35,7 +35,7 @@ NOTES = {
     "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
     "trace": "The group that `trace` finds for each architecture, and the largest change of the network's output, relative "
     "to its largest entry, under random elements of it (three by default; to be at most 1e-10 in float64 and 1e-4 "
-    "in float32). `Moved` is the share of the parameters that some element moves. `Control` is the smallest "
+    "in float32). `Memory` is what network and graph take together, over the network alone. `Moved` is the share of the parameters that some element moves. `Control` is the smallest "
     "change when one of the tensors that the element moves is left as it was; of vision and language models at "
     "most 20 of them are tried, spread evenly. A tensor without effect (the bias of attention's keys, which the "
     "softmax cancels) shows nothing and is only counted, among those tried. `Rescalings` are scale, sign and "

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from neural_graphs._progress import progress
 from neural_graphs.bench._precision import DoublePrecision
@@ -18,6 +18,7 @@ from neural_graphs.bench._results import Row, row, write_results
 from neural_graphs.bench._trace_models import LANGUAGE, VISION, require
 from neural_graphs.bench._trace_nets import SMALL, Factory
 from neural_graphs.errors import UserError
+from neural_graphs.graph import NeuralGraph
 from neural_graphs.graph._trace import trace_module
 
 SETS: dict[str, dict[str, Factory]] = {"small": SMALL, "vision": VISION, "language": LANGUAGE}
@@ -40,7 +41,8 @@ def trace_architectures(
 ) -> list[Row]:
     """Trace the architectures of ``sets`` (or ``models`` by name), check their groups, and write the results file.
 
-    One row per architecture and metric: ``seconds`` to trace, ``share_moved`` of the parameters, ``relative_error`` and
+    One row per architecture and metric: ``seconds`` to trace, ``memory_ratio`` (network and graph together over the network
+    alone), ``share_moved`` of the parameters, ``relative_error`` and
     ``relative_error_fp32`` under random group elements, ``control_error``, ``rescaling_error``; what was found stands beside
     ``seconds``. An architecture that the tracer refuses has one row, ``refused``, with the reason; the others go on. Raises
     ``UserError`` for unknown names and where the package of a set is not installed.
@@ -104,6 +106,7 @@ def measure(name: str, which: str, factory: Factory, samples: int = 3, seed: int
     }
     rows = [
         row(name, "seconds", seconds, **found),
+        row(name, "memory_ratio", _memory_ratio(traced, module)),
         row(name, "share_moved", spec.share_moved(names)),
         row(name, "relative_error", _finite(checked.error)),
         row(name, "relative_error_fp32", _finite(single.error)),
@@ -120,6 +123,18 @@ def measure(name: str, which: str, factory: Factory, samples: int = 3, seed: int
         counts = {kind: kinds.count(kind) for kind in errors}
         rows.append(row(name, "rescaling_error", _finite(max(errors.values())), kinds=counts, errors=errors))
     return rows
+
+
+def _memory_ratio(traced: NeuralGraph, module: nn.Module) -> float:
+    """Bytes that network and graph hold together over those of the network alone: shared storage counts once."""
+    weights = _storages(module.state_dict().values())
+    both = {**weights, **_storages((*traced.edges, *traced.nodes, *traced.rest))}
+    return sum(both.values()) / sum(weights.values())
+
+
+def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    storages = [value.untyped_storage() for value in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
 
 
 def faults(rows: Iterable[Row]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from neural_graphs.bench._results import Row
 
 HEAD = (
-    *("Architecture", "Parameters", "Trace", "Group", "Elements", "Moved"),
+    *("Architecture", "Parameters", "Trace", "Memory", "Group", "Elements", "Moved"),
     *("Error, float64", "Error, float32", "Control", "Rescalings", "Frozen, notes"),
 )
 _SETS = {"small": "Small networks", "vision": "Vision (timm)", "language": "Language and audio (transformers)"}
@@ -57,11 +57,22 @@ def _line(name: str, metrics: Mapping[str, Row]) -> tuple[str, ...]:
         return f"{metrics[metric]['mean']:.1e}" if metric in metrics else "–"
 
     return (
-        *(name, parameters, f"{about['mean']:.2f} s", _group(about), f"10^{about['log10_order']:,.0f}"),
+        *(
+            name,
+            parameters,
+            f"{about['mean']:.2f} s",
+            _memory(metrics),
+            _group(about),
+            f"10^{about['log10_order']:,.0f}",
+        ),
         f"{100 * metrics['share_moved']['mean']:.1f} %",
         *(error("relative_error"), error("relative_error_fp32"), error("control_error")),
         *(_rescalings(metrics.get("rescaling_error")), _notes(about, metrics.get("control_error"))),
     )
+
+
+def _memory(metrics: Mapping[str, Row]) -> str:
+    return f"{metrics['memory_ratio']['mean']:.2f}x" if "memory_ratio" in metrics else "–"
 
 
 def _group(about: Mapping[str, Any]) -> str:
