@@ -46,6 +46,19 @@ CASES: dict[str, tuple[Any, ...]] = {
         BATCH,
         "S6",
     ),
+    "_native_batch_norm_legit": (
+        lambda s, x: aten._native_batch_norm_legit.no_stats(x @ s.w, s.b, None, True, 0.1, 1e-5)[0].relu() @ s.v,
+        {**IN, "b": (6,)},
+        "S6",
+    ),
+    "_native_batch_norm_legit_functional": (
+        lambda s, x: torch.stack(
+            aten._native_batch_norm_legit_functional(x @ s.w, s.b, None, s.m, s.r.exp(), True, 0.1, 1e-5)[1:]
+        ).relu() @ s.v,
+        BATCH,
+        "S6",
+        "b",
+    ),
     "instance_norm": (maps, conv(nn.InstanceNorm2d(6, affine=True)), "S6", "net.0.bias"),
     "instance_norm/statistics": (maps, conv(nn.InstanceNorm2d(6, affine=True, track_running_stats=True)), "S6"),
     "layer_norm": (lambda s, x: s.n(x @ s.w).relu() @ s.v, {**IN, "n": nn.LayerNorm(6)}, "S6"),

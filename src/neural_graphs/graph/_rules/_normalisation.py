@@ -8,7 +8,14 @@ from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule, 
 from neural_graphs.graph._space import close, fixed, mix, narrow, space_size, split
 
 
-@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")
+@rule(
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "instance_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional",
+)
 def batch_norm(call: Call) -> Axes | list[Axes]:
     x = call.axes("input")
     if call.get("training"):  # all of a channel is averaged, and the channels differ
