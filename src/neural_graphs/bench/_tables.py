@@ -35,7 +35,8 @@ NOTES = {
     "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
     "trace": "The group that `trace` finds for each architecture, and the largest change of the network's output, relative "
     "to its largest entry, under random elements of it (three by default; to be at most 1e-10 in float64 and 1e-4 "
-    "in float32). `Memory` is what network and graph take together, over the network alone. `Moved` is the share of the parameters that some element moves. `Control` is the smallest "
+    "in float32). `Memory` is what network and graph take together, over the network alone. "
+    "`Moved` is the share of the parameters that some element moves. `Control` is the smallest "
     "change when one of the tensors that the element moves is left as it was; of vision and language models at "
     "most 20 of them are tried, spread evenly. A tensor without effect (the bias of attention's keys, which the "
     "softmax cancels) shows nothing and is only counted, among those tried. `Rescalings` are scale, sign and "
@@ -72,6 +73,9 @@ def readme_table(results: str | os.PathLike[str] = "results") -> str:
     """The short table of the README: accuracies, and ratios of the speed benchmarks."""
     lines = []
     for result in _load(results):
+        if result["experiment"] == "trace":
+            lines += [(TITLES["trace"], *entry) for entry in _trace_table.short(result["rows"])]
+            continue
         shown = ("test_accuracy", "speedup", "memory_ratio") if result["experiment"] != "fit" else ("speedup",)
         rows = [r for r in result["rows"] if r["metric"] in shown]
         title = TITLES.get(result["experiment"], result["experiment"])

@@ -43,6 +43,17 @@ def summary(rows: Iterable[Row]) -> str:
     return text + (f"; refused: {', '.join(refused)}." if refused else "; none refused.")
 
 
+def short(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
+    """For the README: (method, measure, value)."""
+    rows = list(rows)
+    errors = [entry["mean"] for entry in rows if entry["metric"] == "relative_error"]
+    refused = sum(entry["metric"] == "refused" for entry in rows)
+    found = [("trace", "architectures traced, refused", f"{len(errors)}, {refused}")]
+    if errors:
+        found.append(("trace", "largest error under group elements, float64", f"{max(errors):.1e}"))
+    return found
+
+
 def _main(metrics: Mapping[str, Row]) -> Row:
     return metrics["refused"] if "refused" in metrics else metrics["seconds"]
 
