@@ -14,35 +14,26 @@ from torch import Tensor
 
 from neural_graphs.graph import PermutationSpec
 from neural_graphs.graph import _propagate as propagate
+from neural_graphs.graph._axes import close, merge, mix, narrow, reshape
 from neural_graphs.graph._rules._contraction import contract
 from neural_graphs.graph._rules._registry import broadcast
 from neural_graphs.graph._rules._shape import join
-from neural_graphs.graph._space import (
+from neural_graphs.graph._space import collapse, confine, cut_space, freeze, split, unify
+from neural_graphs.graph._var import (
     UNIT,
     SizeError,
     Space,
     Var,
     cases,
-    close,
-    collapse,
-    confine,
-    cut_space,
     deps_of,
     everywhere,
     family,
     find,
     fixed,
-    freeze,
     fresh,
-    merge,
-    mix,
-    narrow,
     normal,
     present,
-    reshape,
     space_size,
-    split,
-    unify,
 )
 
 

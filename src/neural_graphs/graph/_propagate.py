@@ -12,27 +12,25 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from neural_graphs.graph._axes import close, order
 from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._rules import RULES, Call, Unsupported, rule_name
-from neural_graphs.graph._space import (
+from neural_graphs.graph._space import confine, freeze
+from neural_graphs.graph._spec import Axis, PermutationSpec
+from neural_graphs.graph._var import (
     SizeError,
     Space,
     Var,
     choose,
-    close,
-    confine,
     deps_of,
     everywhere,
     family,
     find,
     fixed,
-    freeze,
-    order,
     present,
     space_size,
     splice,
 )
-from neural_graphs.graph._spec import Axis, PermutationSpec
 
 SILENT = ("_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "sym_size", "item",
           "_local_scalar_dense", "sym_constrain_range_for_size", "sym_numel", "manual_seed")  # fmt: skip
@@ -84,7 +82,7 @@ class Propagation:
 def propagate(captured: Captured) -> Propagation:
     """Give every axis of every tensor its type, and read the group off the parameters.
 
-    Operators without a rule freeze all that they touch. The result is sound whatever the network: see ``_space``.
+    Operators without a rule freeze all that they touch. The result is sound whatever the network: see ``_var``.
     """
     env: dict[Node, Any] = {}
     frozen: Counter[str] = Counter()

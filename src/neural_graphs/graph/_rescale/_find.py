@@ -19,7 +19,7 @@ from neural_graphs.graph._rescale._sine import Shift, find_shifts, hand_on
 from neural_graphs.graph._rescale._system import Row, System
 from neural_graphs.graph._rescaling import Kind, Rescaling, Term
 from neural_graphs.graph._rules import rule_name
-from neural_graphs.graph._space import Var
+from neural_graphs.graph._var import Var
 
 
 def find_rescalings(captured: Captured, propagation: Propagation) -> tuple[Rescaling, ...]:

@@ -21,7 +21,7 @@ from torch.fx import Node
 from neural_graphs.graph._rescale._places import Places
 from neural_graphs.graph._rescale._system import System
 from neural_graphs.graph._rules import Call, rule_name
-from neural_graphs.graph._space import Var
+from neural_graphs.graph._var import Var
 
 Value: TypeAlias = dict[int, Tensor]
 Rule: TypeAlias = Callable[["Pass", Call], "Value | list[Value]"]

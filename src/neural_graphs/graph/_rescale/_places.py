@@ -13,7 +13,7 @@ from neural_graphs.graph._capture import Captured
 from neural_graphs.graph._propagate import Propagation
 from neural_graphs.graph._propagate import _axis as axis_of_space
 from neural_graphs.graph._rules import Call
-from neural_graphs.graph._space import Space, Var, deps_of, present, splice
+from neural_graphs.graph._var import Space, Var, deps_of, present, splice
 
 Counts = dict[Var, int]
 """How often a variable stands in one position of an axis, at most."""

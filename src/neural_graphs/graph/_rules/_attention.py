@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from neural_graphs.graph._axes import close, merge, mix
 from neural_graphs.graph._rules._contraction import LETTERS, contract
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule
-from neural_graphs.graph._space import close, family, freeze, merge, mix, space_size
+from neural_graphs.graph._space import freeze
+from neural_graphs.graph._var import family, space_size
 
 
 @rule("scaled_dot_product_attention")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from neural_graphs.graph._axes import close, merge, mix
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
-from neural_graphs.graph._space import UNIT, Space, close, fixed, freeze, merge, mix, space_size, split, unify
+from neural_graphs.graph._space import freeze, split, unify
+from neural_graphs.graph._var import UNIT, Space, fixed, space_size
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names for axes in ``contract``; those with a meaning have small letters."""

@@ -7,7 +7,7 @@ none of them. What is left of dropout is a network that drops at all times, and 
 from __future__ import annotations
 
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule
-from neural_graphs.graph._space import UNIT, family, fixed, space_size
+from neural_graphs.graph._var import UNIT, family, fixed, space_size
 
 POINTWISE = [
     "abs",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
+from neural_graphs.graph._axes import mix, narrow
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
 from neural_graphs.graph._rules._shape import join
-from neural_graphs.graph._space import UNIT, fixed, freeze, mix, narrow, space_size
+from neural_graphs.graph._space import freeze
+from neural_graphs.graph._var import UNIT, fixed, space_size
 
 MOST_CHOSEN = 64
 """A constant list of more indices than this fixes the axis instead of being followed."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from neural_graphs.graph._axes import close, mix, narrow
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule, unify_all
-from neural_graphs.graph._space import close, fixed, mix, narrow, space_size, split
+from neural_graphs.graph._space import split
+from neural_graphs.graph._var import fixed, space_size
 
 
 @rule(

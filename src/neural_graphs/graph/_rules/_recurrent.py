@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from neural_graphs.graph._axes import mix, narrow
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule
-from neural_graphs.graph._space import Space, Var, cases, fixed, freeze, mix, narrow, space_size, unify
+from neural_graphs.graph._space import freeze, unify
+from neural_graphs.graph._var import Space, Var, cases, fixed, space_size
 
 GATES = {"gru": 3, "lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from neural_graphs.graph._axes import mix
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, rule
-from neural_graphs.graph._space import UNIT, fixed, freeze, mix
+from neural_graphs.graph._space import freeze
+from neural_graphs.graph._var import UNIT, fixed
 
 
 def reduced(call: Call, x: Axes, dims: list[int], keep: bool) -> Axes:

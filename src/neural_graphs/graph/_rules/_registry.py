@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
-from neural_graphs.graph._space import UNIT, Space, deps_of, freeze, present, space_size, unify
+from neural_graphs.graph._space import freeze, unify
+from neural_graphs.graph._var import UNIT, Space, deps_of, present, space_size
 
 Axes: TypeAlias = list[Space]
 Rule: TypeAlias = Callable[["Call"], Any]

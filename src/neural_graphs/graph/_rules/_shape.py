@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
+from neural_graphs.graph._axes import merge, mix, narrow, reshape
 from neural_graphs.graph._rules._registry import Axes, Call, Unsupported, broadcast, rule, unify_all
-from neural_graphs.graph._space import (
-    UNIT,
-    Space,
-    family,
-    fixed,
-    freeze,
-    fresh,
-    merge,
-    mix,
-    narrow,
-    reshape,
-    space_size,
-    split,
-)
+from neural_graphs.graph._space import freeze, split
+from neural_graphs.graph._var import UNIT, Space, family, fixed, fresh, space_size
 
 
 @rule("reshape", "flatten", "unflatten", "view_as", "reshape_as")

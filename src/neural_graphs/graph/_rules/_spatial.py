@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from neural_graphs.graph._axes import mix
 from neural_graphs.graph._rules._registry import Call, rule
-from neural_graphs.graph._space import fixed, freeze, mix
+from neural_graphs.graph._space import freeze
+from neural_graphs.graph._var import fixed
 
 
 def _pooled(call: Call, count: int) -> Any:
