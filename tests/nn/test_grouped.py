@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Axis, Block, GraphSpec, NeuralGraph, NodeFeature, NodeSet, PermutationSpec
-from neural_graphs.nn import create_encoder
+from neural_graphs.graph import Axis, Block, GraphSpec, NeuralGraph, NodeFeature, NodeSet, PermutationSpec, trace
+from neural_graphs.nn import GraphHead, create_encoder
 from neural_graphs.testing import assert_equivariant, assert_invariant
 from neural_graphs.zoo._augment import augment
 
@@ -182,3 +182,30 @@ def test_the_baseline_reads_every_parameter(build: Any) -> None:
     encoder = create_encoder("mlp", parameters=count, width=8).double().eval()
     encoder.fit_normalization([graph])
     assert encoder(graph).vector.shape == (3, 8)
+
+
+class Residual(torch.nn.Module):
+    """A residual network on vectors, no plain stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = (torch.nn.Linear(a, b) for a, b in ((2, 6), (6, 6), (6, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(x + torch.tanh(self.inner(x)))
+
+
+def test_probes_run_through_traced_modules() -> None:
+    """Learned probe inputs are read at every neuron of a traced network, invariantly, with gradients."""
+    torch.manual_seed(0)
+    modules = [Residual().double().eval() for _ in range(3)]
+    graph = trace(modules[0], torch.zeros(4, 2, dtype=torch.float64))
+    states = [module.state_dict() for module in modules]
+    batch = graph.like({name: torch.stack([state[name] for state in states]) for name in states[0]}, batched=True)
+    encoder = create_encoder("ng-gnn", width=8, layers=2, probes=5, inputs=2).double().eval()
+    head = GraphHead(8, 3, 2).double().eval()
+    assert assert_invariant(lambda networks: head(encoder(networks, "outputs")), batch) < 1e-10
+    head(encoder(batch, "outputs")).square().sum().backward()
+    grad = encoder.probes.points.grad
+    assert grad is not None and bool((grad != 0).any())

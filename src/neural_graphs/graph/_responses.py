@@ -30,9 +30,9 @@ def outputs(graph: NeuralGraph, inputs: Any) -> Tensor:
     """The first output tensor of every network, ``[B, K, ...]``. See ``NeuralGraph.run``."""
     trace = _traced(graph)
     pieces, samples = _pieces(trace, inputs)
-    wanted = [next(iter(_output_nodes(trace.captured.graph)))]
-    program = _program(trace, wanted)
-    found = [_run(graph, program, piece)[0] for piece in pieces]
+    if "outputs" not in trace.known:
+        trace.known["outputs"] = _program(trace, _output_nodes(trace.captured.graph)[:1])
+    found = [_run(graph, trace.known["outputs"], piece)[0] for piece in pieces]
     if samples is None:
         return found[0]
     return torch.cat(found, 1)[:, :samples]
@@ -42,19 +42,19 @@ def responses(graph: NeuralGraph, inputs: Any) -> list[Tensor | None]:
     """The response ``[B, K, n]`` of every node set. See ``NeuralGraph.responses``."""
     trace = _traced(graph)
     pieces, samples = _pieces(trace, inputs)
-    by_name = {node.name: node for node in trace.captured.graph.nodes}
-    sets = sorted(trace.responses)
-    nodes = list(dict.fromkeys(by_name[trace.responses[s].node] for s in sets))
-    program = _program(trace, nodes)
-    axes = _sample_axes(graph, program, pieces[0], nodes)
-    parts: dict[int, list[Tensor]] = {s: [] for s in sets}
+    names = list(dict.fromkeys(found.node for found in trace.responses.values()))
+    if "responses" not in trace.known:
+        by_name = {node.name: node for node in trace.captured.graph.nodes}
+        program = _program(trace, [by_name[name] for name in names])
+        trace.known["responses"] = program, _sample_places(graph, program, pieces[0], names)
+    program, places = trace.known["responses"]
+    parts: dict[int, list[Tensor]] = {s: [] for s in trace.responses}
     for piece in pieces:
-        values = dict(zip(nodes, _run(graph, program, piece), strict=True))
-        for s in sets:
-            found = trace.responses[s]
-            place = axes[by_name[found.node]]
+        values = dict(zip(names, _run(graph, program, piece), strict=True))
+        for s, found in trace.responses.items():
+            place = places[found.node]
             if place is not None:
-                parts[s].append(_read(values[by_name[found.node]], found.axis, found.positions, place))
+                parts[s].append(_read(values[found.node], found.axis, found.positions, place))
     result: list[Tensor | None] = [None] * len(graph.spec.node_sets)
     for s, read in parts.items():
         if read:
@@ -180,19 +180,18 @@ def _writes(user: Node, node: Node) -> bool:
 def _run(graph: NeuralGraph, program: Program, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """Every value for every network, ``[B, ...]``."""
     state = graph.to_state_dict(batched=True)
-    with torch.no_grad() if not any(v.requires_grad for v in state.values()) else torch.enable_grad():
-        if graph.batch_size == 1:
-            single = program({name: value[0] for name, value in state.items()}, [x.clone() for x in inputs])
-            return tuple(value.unsqueeze(0) for value in single)
-        try:
-            with sdpa_kernel(SDPBackend.MATH), _quiet():  # the fused kernels cannot be batched over networks
-                return torch.func.vmap(lambda s: program(s, inputs), in_dims=0)(state)
-        except RuntimeError:  # an operator that vmap cannot batch, or an in-place one on what all networks share
-            singles = [
-                program({name: value[b] for name, value in state.items()}, [x.clone() for x in inputs])
-                for b in range(graph.batch_size)
-            ]
-            return tuple(map(torch.stack, zip(*singles, strict=True)))
+
+    def one(b: int) -> tuple[Tensor, ...]:
+        # a copy of the inputs, because the module may write into what it is given
+        return program({name: value[b] for name, value in state.items()}, [x.clone() for x in inputs])
+
+    if graph.batch_size == 1:
+        return tuple(value.unsqueeze(0) for value in one(0))
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _quiet():  # the fused kernels cannot be batched over networks
+            return torch.func.vmap(lambda s: program(s, inputs), in_dims=0)(state)
+    except RuntimeError:  # an operator that vmap cannot batch, or an in-place one on what all networks share
+        return tuple(map(torch.stack, zip(*map(one, range(graph.batch_size)), strict=True)))
 
 
 @contextlib.contextmanager
@@ -239,18 +238,19 @@ def _pieces(trace: Trace, inputs: Any) -> tuple[list[list[Tensor]], int | None]:
     return [list(piece) for piece in zip(*(x.split(batch) for x in filled), strict=True)], samples
 
 
-def _sample_axes(
-    graph: NeuralGraph, program: Program, piece: list[Tensor], nodes: list[Node]
-) -> dict[Node, Place | None]:
+def _sample_places(
+    graph: NeuralGraph, program: Program, piece: list[Tensor], names: list[str]
+) -> dict[str, Place | None]:
     """Where the samples stand in each value: found by replacing all samples by the first, after which the value must be the
     same for all of them, and that of the first as before. None where samples are mixed."""
     batch = int(piece[0].shape[0]) if piece[0].dim() else 1
     if batch == 1:
-        return dict.fromkeys(nodes, Place(None))
+        return dict.fromkeys(names, Place(None))
     changed = [x[:1].expand_as(x).contiguous() if x.dim() else x for x in piece]
     one = graph[0]
-    before, after = _run(one, program, piece), _run(one, program, changed)
-    return {node: _place(a[0], b[0], batch) for node, a, b in zip(nodes, before, after, strict=True)}
+    with torch.no_grad():
+        before, after = _run(one, program, piece), _run(one, program, changed)
+    return {name: _place(a[0], b[0], batch) for name, a, b in zip(names, before, after, strict=True)}
 
 
 def _place(before: Tensor, after: Tensor, batch: int) -> Place | None:

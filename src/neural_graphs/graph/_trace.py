@@ -30,6 +30,8 @@ class Trace:
     captured: Captured = field(repr=False)
     responses: dict[int, Response] = field(repr=False)
     frozen: dict[str, int]
+    known: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Programs that run the record, made when first needed."""
 
     @property
     def route(self) -> Literal["export", "make_fx"]:

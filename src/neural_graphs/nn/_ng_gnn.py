@@ -191,7 +191,7 @@ class NGGNN(Encoder):
             raise UserError(
                 f"this model probes networks of {self.probes.points.shape[1]} inputs, this one has {spec.num_inputs}"
             )
-        if self.probes is not None and graph.stack is None:
+        if self.probes is not None and graph.stack is None and graph.trace is None:
             raise UserError("this model probes networks, and this graph holds no executable architecture")
         for nodes in spec.node_sets:
             if nodes.columns > 1:

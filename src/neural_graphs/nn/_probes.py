@@ -14,7 +14,7 @@ class ProbeFeatures(nn.Module):
 
     The networks run on their raw weights. Responses go through ``Linear(K, F)`` and ``LayerNorm``, one pair each for
     inputs, hidden neurons and outputs, so that any depth can be read. Networks of one batch may differ in everything but
-    their number of inputs.
+    their number of inputs. Traced modules are probed too, if they read vectors ``[K, inputs]``.
     """
 
     def __init__(self, probes: int, inputs: int, width: int) -> None:
@@ -33,8 +33,10 @@ class ProbeFeatures(nn.Module):
             raise UserError(
                 f"this model's probes have {self.points.shape[1]} inputs, the network has {graph.spec.num_inputs}"
             )
-        values = graph.activations(self.points.to(graph.dtype))
-        return [
-            self.projections[node_set.role](value.transpose(1, 2))
-            for node_set, value in zip(graph.spec.node_sets, values, strict=True)
-        ]
+        points = self.points.to(graph.dtype)
+        found = []
+        for node_set, value in zip(graph.spec.node_sets, graph.responses(points), strict=True):
+            if value is None:  # a traced module that never holds the values of these neurons
+                value = points.new_zeros(graph.batch_size, len(points), node_set.size)
+            found.append(self.projections[node_set.role](value.transpose(1, 2)))
+        return found

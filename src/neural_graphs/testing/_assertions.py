@@ -132,7 +132,7 @@ def _permute(batch: GraphBatch, elements: Sequence[Element], leave: int | None =
             state = {k: v for k, v in moved.to_state_dict(batched=True).items() if k not in bucket.spec.canonical}
             name = movable[-1 - leave % len(movable)]
             state[name] = bucket.to_state_dict(batched=True)[name]
-            moved = NeuralGraph.pack(bucket.spec, state, bucket.stack)
+            moved = bucket.like(state, batched=True)
         buckets.append(moved)
     return GraphBatch(tuple(buckets), batch.index)
 
