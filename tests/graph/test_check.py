@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Axis, NeuralGraph, PermutationSpec, Stack, trace
@@ -178,3 +179,31 @@ def test_single_classes_are_checked_alone() -> None:
     first, second = graph.symmetries.classes
     assert broken.check(classes=(first,)).error < 1e-12
     assert broken.check(classes=(second,)).error > 1e-3
+
+
+class Summed(nn.Module):
+    """A bias before a sum: its order makes no difference, but that of the weights beside it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x))).sum(-1, keepdim=True)
+
+
+def test_a_tensor_whose_order_makes_no_difference_is_inert() -> None:
+    torch.manual_seed(0)
+    module, x = Summed(), torch.randn(5, 3)
+    report = trace(module, x).check(module, x)
+    assert report.passed and report.error < 1e-12, str(report)
+    assert "second.bias" in report.inert and not any(name.startswith("first") for name in report.inert)
+
+
+def test_a_network_that_notices_nothing_shows_nothing() -> None:
+    module, x = Summed(), torch.randn(5, 3)
+    with torch.no_grad():
+        module.second.weight.zero_()
+    report = trace(module, x).check(module, x)
+    assert not report.passed and report.control == 0
+    assert "neither shown nor refuted" in str(report) and "FAILS" not in str(report)

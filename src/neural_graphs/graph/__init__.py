@@ -7,6 +7,8 @@ from neural_graphs.graph._graph import NeuralGraph as NeuralGraph
 from neural_graphs.graph._layout import Layout as Layout
 from neural_graphs.graph._packing import check_state_dict as check_state_dict
 from neural_graphs.graph._plain import stack_from_shapes as stack_from_shapes
+from neural_graphs.graph._rescaling import Rescaling as Rescaling
+from neural_graphs.graph._rescaling import Term as Term
 from neural_graphs.graph._spec import Axis as Axis
 from neural_graphs.graph._spec import PermutationSpec as PermutationSpec
 from neural_graphs.graph._stack import Layer as Layer
