@@ -19,6 +19,7 @@ from neural_graphs.graph._action import axis_groups, sources
 from neural_graphs.graph._build import Response, build
 from neural_graphs.graph._capture import Captured, capture
 from neural_graphs.graph._propagate import propagate
+from neural_graphs.graph._trace import trace_module
 from neural_graphs.testing._modules import random_module
 
 
@@ -452,3 +453,22 @@ def test_gpt2_and_resnet_of_transformers() -> None:
     same_state(pictures.to_state_dict(), resnet.state_dict())
     kinds = Counter(b.kind for b in pictures.spec.blocks)
     assert kinds == {"conv": 10, "identity": 4, "linear": 1}
+
+
+class Flipped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)).flip(-1))
+
+
+def test_a_flip_is_not_read_as_if_neurons_stayed() -> None:
+    """No block may join neuron i of the first layer to column i of the second: it is column 3 - i that reads it."""
+    module = Flipped().eval()
+    graph = trace_module(module, torch.rand(5, 3))
+    names = [nodes.name for nodes in graph.spec.node_sets]
+    block = next(block for block in graph.spec.blocks if block.parameter == "second.weight")
+    assert block.source != names.index("first")
+    assert torch.equal(graph.to_state_dict()["second.weight"], module.second.weight)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from neural_graphs._progress import progress
-from neural_graphs.bench._precision import DoublePrecision
 from neural_graphs.bench._results import Row, row, write_results
 from neural_graphs.bench._trace_models import LANGUAGE, VISION, require
 from neural_graphs.bench._trace_nets import SMALL, Factory
@@ -91,9 +90,8 @@ def measure(name: str, which: str, factory: Factory, samples: int = 3, seed: int
     spec, how = traced.symmetries, traced.trace
     assert how is not None
     options: dict[str, Any] = {"samples": samples, "seed": seed}
-    with DoublePrecision():
-        checked = traced.check(module, example, controls=1000 if which == "small" else _CONTROLS, **options)
-    single = traced.check(module, example, controls=1, dtype=torch.float32, **options)
+    checked = traced.check(module, example, controls=1000 if which == "small" else _CONTROLS, **options)
+    single = traced.check(module, example, controls=0, dtype=torch.float32, **options)
     names = [key for key, _ in module.named_parameters()]
     found: dict[str, Any] = {
         "set": which,
@@ -115,11 +113,10 @@ def measure(name: str, which: str, factory: Factory, samples: int = 3, seed: int
         rows.append(row(name, "control_error", _finite(checked.control), inert=list(checked.inert)))
     if spec.rescalings:
         kinds = [rescaling.kind for rescaling in spec.rescalings]
-        with DoublePrecision():
-            errors = {
-                kind: traced.check(module, example, kinds=(kind,), controls=1, **options).error
-                for kind in dict.fromkeys(kinds)
-            }
+        errors = {
+            kind: traced.check(module, example, kinds=(kind,), controls=0, **options).error
+            for kind in dict.fromkeys(kinds)
+        }
         counts = {kind: kinds.count(kind) for kind in errors}
         rows.append(row(name, "rescaling_error", _finite(max(errors.values())), kinds=counts, errors=errors))
     return rows

@@ -101,7 +101,7 @@ def check_symmetries(
     inputs = pytree.tree_map(lambda value: _cast(value, dtype), inputs)
     known = set(graph.spec.shapes)
     run = _module_runner(module, inputs, known, dtype) if module is not None else _stack_runner(first, inputs)
-    with torch.no_grad(), _evaluation(module), _Precision(dtype) as precision:
+    with torch.no_grad(), _evaluation(module), Precision(dtype) as precision:
         reference = run(state)
         if not reference:
             raise UserError("the network has no floating-point output that could be compared")
@@ -181,7 +181,7 @@ def _evaluation(module: nn.Module | None) -> Iterator[None]:
             child.training = True
 
 
-class _Precision(TorchDispatchMode):
+class Precision(TorchDispatchMode):
     """While it is on, ``float64`` networks compute in float64 throughout, and the dtypes of all results are collected.
 
     Many language models compute their norms, softmaxes and rotary angles in float32 whatever their weights are; a check in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,7 +77,7 @@ def _shaken(graph: NeuralGraph, seed: int) -> NeuralGraph:
     for name, value in state.items():
         if value.is_floating_point() and value.numel() > 1 and (value == value.flatten()[0]).all():
             state[name] = value + 0.2 * torch.rand(value.shape, generator=generator).to(value)
-    return replace(NeuralGraph.pack(graph.spec, state, graph.stack), trace=graph.trace)
+    return graph.like(state, batched=True)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

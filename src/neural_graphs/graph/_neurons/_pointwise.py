@@ -58,9 +58,7 @@ def _scaled(node: Node, name: str, scale: float) -> float:
     "clone",
 )
 @rule("contiguous", "detach", "alias", "softmax", "_softmax", "log_softmax", "cumsum", "cumprod", "sort", "normalize")
-@rule(
-    "lift_fresh_copy", "nan_to_num", "__and__", "__or__", "rrelu", "__xor__", "flip", "lift_fresh", "clip", "std_mean"
-)
+@rule("lift_fresh_copy", "nan_to_num", "__and__", "__or__", "rrelu", "__xor__", "lift_fresh", "clip", "std_mean")
 def _like(reader: Reader, node: Node) -> Any:
     if isinstance(node.meta["val"], (tuple, list)):
         return unknown(reader, node)

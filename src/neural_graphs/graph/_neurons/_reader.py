@@ -16,18 +16,14 @@ from neural_graphs.graph._neurons._labels import NOBODY, Crowd, Label, Value, co
 from neural_graphs.graph._neurons._nonlinearities import result_of
 from neural_graphs.graph._neurons._sites import Join, Ledger
 from neural_graphs.graph._rules._elementwise import POINTWISE
+from neural_graphs.graph._rules._registry import registrar
 
 Rule = Callable[["Reader", Node], Any]
 RULES: dict[str, Rule] = {}
 """Operator name (without its overload) -> what it does to neurons: a ``Value``, or a list for several results."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+rule = registrar(RULES)
 
 
 class Reader:

@@ -21,6 +21,7 @@ from torch.fx import Node
 from neural_graphs.graph._rescale._places import Places
 from neural_graphs.graph._rescale._system import System
 from neural_graphs.graph._rules import Call, rule_name
+from neural_graphs.graph._rules._registry import registrar
 from neural_graphs.graph._var import Var
 
 Value: TypeAlias = dict[int, Tensor]
@@ -32,15 +33,7 @@ SILENT = ("_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride", "sym
 """Operators that read no entries."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    def register(function: Rule) -> Rule:
-        for name in names:
-            if name in RULES:
-                raise ValueError(f"two rules for {name}")
-            RULES[name] = function
-        return function
-
-    return register
+rule = registrar(RULES)
 
 
 class Pass:

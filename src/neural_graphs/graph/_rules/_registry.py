@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
@@ -24,17 +24,27 @@ class Unsupported(Exception):
     """The rule does not cover this use of its operator."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of these names (without overload and without in-place underscore)."""
+F = TypeVar("F", bound=Callable[..., Any])
 
-    def register(function: Rule) -> Rule:
-        for name in names:
-            if name in RULES:
-                raise ValueError(f"two rules for {name}")
-            RULES[name] = function
-        return function
 
-    return register
+def registrar(rules: dict[str, F]) -> Callable[..., Callable[[F], F]]:
+    """The decorator ``@rule(*names)`` that enters a function in ``rules``, once for each name."""
+
+    def rule(*names: str) -> Callable[[F], F]:
+        def register(function: F) -> F:
+            for name in names:
+                if name in rules:
+                    raise ValueError(f"two rules for {name}")
+                rules[name] = function
+            return function
+
+        return register
+
+    return rule
+
+
+rule = registrar(RULES)
+"""Register a rule for operators of these names (without overload and without in-place underscore)."""
 
 
 def rule_name(target: Any) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neural_graphs.bench._precision import DoublePrecision
+from neural_graphs.graph._check import Precision
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from neural_graphs.bench._precision import DoublePrecision
 )
 def test_casts_to_float32_lose_nothing(step: Callable[[Tensor], Tensor]) -> None:
     x = torch.rand(4, 5, dtype=torch.float64)
-    with DoublePrecision():
+    with Precision(torch.float64):
         found = step(x)
     assert found.dtype == torch.float64
     rounded = step(x)
@@ -33,7 +33,7 @@ def test_casts_to_float32_lose_nothing(step: Callable[[Tensor], Tensor]) -> None
 
 
 def test_other_types_stay() -> None:
-    with DoublePrecision():
+    with Precision(torch.float64):
         assert torch.arange(3).dtype == torch.int64 and torch.zeros(2, dtype=torch.bfloat16).dtype == torch.bfloat16
         assert torch.rand(2).dtype == torch.float32
     assert torch.zeros(2).float().dtype == torch.float32
