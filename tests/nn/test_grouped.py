@@ -207,5 +207,5 @@ def test_probes_run_through_traced_modules() -> None:
     head = GraphHead(8, 3, 2).double().eval()
     assert assert_invariant(lambda networks: head(encoder(networks, "outputs")), batch) < 1e-10
     head(encoder(batch, "outputs")).square().sum().backward()
-    grad = encoder.probes.points.grad
+    grad = encoder.embedding.probes.points.grad
     assert grad is not None and bool((grad != 0).any())

@@ -10,7 +10,7 @@ import torch
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, Stack
 from neural_graphs.nn import GraphHead, create_encoder, list_encoders
-from neural_graphs.nn._ng_gnn import pad_kernel
+from neural_graphs.nn._embedding import pad_kernel
 from neural_graphs.testing import random_graph, random_stack
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
 from neural_graphs.nn import NGGNN, Encoding
-from neural_graphs.nn._ng_gnn import STD_EPSILON, NGGNNLayer, RawEmbedding, pad_kernel
+from neural_graphs.nn._embedding import RawEmbedding, pad_kernel
+from neural_graphs.nn._ng_gnn import STD_EPSILON, NGGNNLayer
 from neural_graphs.nn._probes import ProbeFeatures
 
 
@@ -44,7 +45,7 @@ class EdgeListTwin(nn.Module):
             flipped = adjacency.transpose(1, 2)
             adjacency = torch.cat([adjacency, flipped, adjacency + flipped], -1)
             source, target = torch.cat([source, target]), torch.cat([target, source])
-        dense = encoder.edge_in(_embed(encoder.edge_embedding, adjacency))
+        dense = encoder.embedding.edge_in(_embed(encoder.embedding.edge_embedding, adjacency))
         e = dense[:, source, target].flatten(0, 1)
 
         # One big disconnected graph, network b's nodes offset by b * N.
@@ -75,10 +76,10 @@ def dense_adjacency(encoder: NGGNN, graph: NeuralGraph) -> tuple[Tensor, Tensor,
     starts = [0]
     for nodes in graph.spec.node_sets:
         starts.append(starts[-1] + nodes.size)
-    adjacency = graph.edges[0].new_zeros(graph.batch_size, starts[-1], starts[-1], math.prod(encoder.kernel))
+    adjacency = graph.edges[0].new_zeros(graph.batch_size, starts[-1], starts[-1], math.prod(encoder.embedding.kernel))
     sources, targets = [], []
     for block, weights in zip(graph.spec.blocks, encoder.normalization.weights(graph), strict=True):
-        weights = pad_kernel(weights, block.features, block.kernel, encoder.kernel)
+        weights = pad_kernel(weights, block.features, block.kernel, encoder.embedding.kernel)
         into = slice(starts[block.target], starts[block.target + 1])
         out_of = slice(starts[block.source], starts[block.source + 1])
         adjacency[:, out_of, into] = weights.transpose(1, 2)
@@ -97,11 +98,13 @@ def _embed(embedding: RawEmbedding, x: Tensor) -> Tensor:
 
 
 def _embed_nodes(encoder: NGGNN, graph: NeuralGraph) -> Tensor:
-    x = _embed(encoder.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
-    if encoder.probes is not None:
-        x = x + _probe(encoder.probes, graph)
-    positions = [encoder.position(graph.spec, s).expand(nodes.size, -1) for s, nodes in enumerate(graph.spec.node_sets)]
-    return encoder.node_in(x) + torch.cat(positions)
+    x = _embed(encoder.embedding.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
+    if encoder.embedding.probes is not None:
+        x = x + _probe(encoder.embedding.probes, graph)
+    positions = [
+        encoder.embedding.position(graph.spec, s).expand(nodes.size, -1) for s, nodes in enumerate(graph.spec.node_sets)
+    ]
+    return encoder.embedding.node_in(x) + torch.cat(positions)
 
 
 def _probe(probes: ProbeFeatures, graph: NeuralGraph) -> Tensor:

@@ -32,7 +32,11 @@ class Encoding:
 
 
 class Encoder(nn.Module):
-    """Base class. ``width`` is F; ``config`` holds the JSON-able arguments that rebuild the encoder, ``name`` included."""
+    """Base class.
+
+    ``width`` is F of nodes and vectors, ``edge_width`` that of edges; ``config`` holds the JSON-able arguments that rebuild
+    the encoder, ``name`` included.
+    """
 
     invariant: ClassVar[bool] = True
     """Whether permuting neurons leaves the network's representation unchanged; the test battery holds it to that."""
@@ -43,6 +47,10 @@ class Encoder(nn.Module):
 
     config: dict[str, Any]
     width: int
+
+    @property
+    def edge_width(self) -> int:
+        return self.width
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,62 +12,15 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
-from neural_graphs.nn._edges import edge_update, fourier_embedding, modulated_statistics
+from neural_graphs.nn._edges import edge_update, modulated_statistics
+from neural_graphs.nn._embedding import GraphEmbedding, Nodes, composed, nodewise
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
-from neural_graphs.nn._probes import ProbeFeatures
+from neural_graphs.nn._plan import Plan, plan
 from neural_graphs.nn._registry import register_encoder
 
 STD_EPSILON = 1e-5
 NEIGHBOUR_GAIN = 0.2
 """Initial weights on neighbours' statistics, relative to the default initialisation."""
-
-Nodes = dict[int, Tensor]
-"""Node set number -> embeddings ``[B, n, F]``."""
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One block's messages one way: ``block`` of the spec, from ``sender`` to ``receiver`` node set."""
-
-    block: int
-    reverse: bool
-    sender: int
-    receiver: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What has to be computed for what is read: per layer the live node sets, and the directions whose edges live on."""
-
-    directions: tuple[Direction, ...]
-    nodes: tuple[frozenset[int], ...]
-    edges: tuple[frozenset[int], ...]
-
-
-@lru_cache(maxsize=4096)
-def plan(spec: GraphSpec, layers: int, reverse: bool, reads: Reads) -> Plan:
-    """Dead-code elimination on the graph of computations, exact because no layer mixes nodes except along edges.
-
-    ``nodes[l]`` are the node sets whose embedding after layer l is used (l = 0: the input embedding), ``edges[l]`` the
-    directions whose edge embedding after layer l is used.
-    """
-    directions = tuple(Direction(k, False, b.source, b.target) for k, b in enumerate(spec.blocks))
-    if reverse:
-        directions += tuple(Direction(k, True, b.target, b.source) for k, b in enumerate(spec.blocks))
-    everything = frozenset(range(len(spec.node_sets)))
-    outputs = frozenset(s for s, nodes in enumerate(spec.node_sets) if nodes.role == "output")
-    all_edges = frozenset(range(len(directions)))
-    nodes = [outputs if reads == "outputs" else everything]
-    edges: list[frozenset[int]] = [frozenset()]
-    for layer in range(layers, 0, -1):
-        into = frozenset(d for d in all_edges if directions[d].receiver in nodes[0])
-        live = into | edges[0]
-        if reads == "edges" and layer == layers:
-            live = all_edges
-        ends = frozenset(s for d in live for s in (directions[d].sender, directions[d].receiver))
-        edges.insert(0, live)
-        nodes.insert(0, nodes[0] | ends)
-    return Plan(directions, tuple(nodes), tuple(edges))
 
 
 class NGGNNLayer(nn.Module):
@@ -151,15 +102,18 @@ class NGGNN(Encoder):
         if layers < 1 or width < 1 or probes < 0 or fourier < 0 or max_io < 1:
             raise UserError("ng-gnn: width, layers and max_io must be positive, probes and fourier not negative")
         self.width, self.reverse_edges, self.dropout = width, reverse_edges, dropout
-        self.kernel = (int(kernel[0]), int(kernel[1]))
-        features = math.prod(self.kernel) * (3 if reverse_edges else 1)
-        generator = torch.Generator().manual_seed(seed)
-        self.edge_embedding = RawEmbedding(features, width, fourier, sigma, generator)
-        self.node_embedding = RawEmbedding(1, width, fourier, sigma, generator)
-        self.edge_in = nn.Linear(width, width)
-        self.node_in = nn.Linear(width, width)
-        self.position = PositionEmbedding(width, max_io)
-        self.probes = ProbeFeatures(probes, inputs, width) if probes else None
+        self.embedding = GraphEmbedding(
+            width,
+            width,
+            reverse_edges=reverse_edges,
+            fourier=fourier,
+            sigma=sigma,
+            kernel=kernel,
+            max_io=max_io,
+            probes=probes,
+            inputs=inputs,
+            seed=seed,
+        )
         self.layers = nn.ModuleList(NGGNNLayer(width, edge_mlp=i < layers - 1) for i in range(layers))
         self.average_log_degree: Tensor
         self.register_buffer("average_log_degree", torch.tensor(math.log(33.0)))
@@ -181,29 +135,7 @@ class NGGNN(Encoder):
         self.average_log_degree.fill_(logs / nodes)
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        spec = graph.spec
-        if max(spec.num_inputs, spec.num_outputs) > self.position.max_io:
-            raise UserError(
-                f"this model reads networks of up to {self.position.max_io} inputs and outputs, this one has "
-                f"{spec.num_inputs} and {spec.num_outputs}"
-            )
-        if self.probes is not None and spec.num_inputs != self.probes.points.shape[1]:
-            raise UserError(
-                f"this model probes networks of {self.probes.points.shape[1]} inputs, this one has {spec.num_inputs}"
-            )
-        if self.probes is not None and graph.stack is None and graph.trace is None:
-            raise UserError("this model probes networks, and this graph holds no executable architecture")
-        for nodes in spec.node_sets:
-            if nodes.columns > 1:
-                raise UserError(
-                    f"this model reads one value per neuron, its bias: {nodes.name} has {nodes.columns} "
-                    f"({', '.join(nodes.parameters)})"
-                )
-        for block in spec.blocks:
-            if block.features:
-                kernel_of(block.features, block.kernel, self.kernel)
-            elif block.kind != "identity":
-                raise UserError(f"this model reads weights and residuals, but no {block.kind} without parameters")
+        self.embedding.check_readable(graph)
 
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is not computed and returned as None."""
@@ -216,8 +148,8 @@ class NGGNN(Encoder):
     def _encode(self, graph: NeuralGraph, reads: Reads) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         self.check_readable(graph)
         todo = plan(graph.spec, len(self.layers), self.reverse_edges, reads)
-        nodes = self._embed_nodes(graph)
-        edges = self._embed_edges(graph, todo)
+        nodes = self.embedding.nodes(graph, self.normalization)
+        edges = self.embedding.edges(graph, self.normalization, todo.directions, todo.edges[0], self.edge_dtype)
         compose: nn.Linear | None = None  # the linear map between the stored edge values and the edge embedding
         for depth, layer in enumerate(self.layers, start=1):
             assert isinstance(layer, NGGNNLayer)
@@ -235,31 +167,6 @@ class NGGNN(Encoder):
 
     def _activate(self, norm: nn.LayerNorm, nodes: Nodes) -> Nodes:
         return nodewise(lambda x: F.dropout(F.silu(norm(x)), self.dropout, self.training), nodes)
-
-    def _embed_nodes(self, graph: NeuralGraph) -> Nodes:
-        biases = dict(enumerate(self.normalization.biases(graph)))
-        nodes = nodewise(self.node_embedding, biases)
-        if self.probes is not None:
-            for s, features in enumerate(self.probes(graph)):
-                nodes[s] = nodes[s] + features
-        nodes = nodewise(self.node_in, nodes)
-        return {s: x + self.position(graph.spec, s) for s, x in nodes.items()}
-
-    def _embed_edges(self, graph: NeuralGraph, todo: Plan) -> dict[int, Tensor]:
-        # A residual is a weight of 1, at the centre of the kernel.
-        blocks = [
-            pad_kernel(edges, block.features, block.kernel, self.kernel)
-            if block.features
-            else pad_kernel(edges.new_ones(*edges.shape[:-1], 1), 1, (), self.kernel)
-            for block, edges in zip(graph.spec.blocks, self.normalization.weights(graph), strict=True)
-        ]
-        roles: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
-        return {
-            d: self.edge_embedding(
-                blocks[todo.directions[d].block], roles[todo.directions[d].reverse], self.edge_in, self.edge_dtype
-            )
-            for d in todo.edges[0]
-        }
 
     def _message_pass(
         self,
@@ -324,81 +231,6 @@ class NGGNN(Encoder):
         return degrees
 
 
-class RawEmbedding(nn.Module):
-    """Raw features to width F: random Fourier features (Tancik et al. 2020) and a linear map, or a linear map alone."""
-
-    def __init__(self, features: int, width: int, fourier: int, sigma: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.features = features
-        self.frequencies: Tensor | None
-        frequencies = 2 * math.pi * sigma * torch.randn(features, fourier, generator=generator) if fourier else None
-        self.register_buffer("frequencies", frequencies)
-        self.linear = nn.Linear(2 * fourier if fourier else features, width)
-
-    def forward(
-        self,
-        x: Tensor,
-        roles: tuple[int, ...] = (0,),
-        then: nn.Linear | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """``x`` ``[..., f]`` as if concatenated into the channel groups ``roles`` of the raw feature, zeros in the others;
-        ``then`` is a linear map that follows and is composed with this one; ``dtype`` that of the result."""
-        f = x.shape[-1]
-        weight, bias = composed(then, self.linear) if then is not None else (self.linear.weight, self.linear.bias)
-        if self.frequencies is None:
-            return F.linear(x, torch.stack([weight[:, r * f : (r + 1) * f] for r in roles]).sum(0), bias).to(dtype)
-        frequencies = torch.stack([self.frequencies[r * f : (r + 1) * f] for r in roles]).sum(0)
-        return fourier_embedding(x, frequencies, weight, bias, dtype)
-
-
-class PositionEmbedding(nn.Module):
-    """Tells input neurons apart, output neurons apart, and hidden layers (not their neurons) by depth.
-
-    Inputs and outputs have learned rows. A hidden layer's embedding is a learned linear map of sines and cosines of its
-    distance from the input and from the output, so that networks deeper than any in the training zoo have one too.
-    """
-
-    def __init__(self, width: int, max_io: int, waves: int = 8) -> None:
-        super().__init__()
-        self.max_io, self.waves = max_io, waves
-        self.inputs = nn.Parameter(torch.randn(max_io, width))
-        self.outputs = nn.Parameter(torch.randn(max_io, width))
-        self.depth = nn.Linear(4 * waves, width, bias=False)
-        nn.init.normal_(self.depth.weight, std=(2 * waves) ** -0.5)
-
-    def forward(self, spec: GraphSpec, node_set: int) -> Tensor:
-        """``[n, F]`` for inputs and outputs, ``[1, F]`` for a hidden layer."""
-        nodes = spec.node_sets[node_set]
-        if nodes.role == "input":
-            return self.inputs[: nodes.size]
-        if nodes.role == "output":
-            return self.outputs[: nodes.size]
-        weight = self.depth.weight
-        distance = torch.tensor([nodes.depth, spec.depth - nodes.depth], dtype=weight.dtype, device=weight.device)
-        rates = 2.0 ** -torch.arange(self.waves, dtype=weight.dtype, device=weight.device)
-        angle = (distance[:, None] * rates).flatten() * (math.pi / 2)
-        return self.depth(torch.cat([angle.cos(), angle.sin()])).unsqueeze(0)
-
-
-def nodewise(function: Callable[[Tensor], Tensor], nodes: Nodes) -> Nodes:
-    """Apply a pointwise function to several node sets in one call: ``[B, n_s, c]`` each."""
-    if not nodes:
-        return {}
-    keys = list(nodes)
-    if len(keys) == 1:
-        return {keys[0]: function(nodes[keys[0]])}
-    sizes = [nodes[s].shape[1] for s in keys]
-    return dict(zip(keys, function(torch.cat([nodes[s] for s in keys], 1)).split(sizes, 1), strict=True))
-
-
-def composed(outer: nn.Linear, inner: nn.Linear | None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of ``outer(inner(x))``."""
-    if inner is None:
-        return outer.weight, outer.bias
-    return outer.weight @ inner.weight, F.linear(inner.bias, outer.weight, outer.bias)
-
-
 def aggregate(found: list[tuple[Tensor, Tensor, Tensor, Tensor]], degree: int, like: Tensor) -> Tensor:
     """``[mean, min, max, std]`` ``[B, n, 4F]`` from the statistics of all blocks that end in one node set.
 
@@ -414,25 +246,3 @@ def aggregate(found: list[tuple[Tensor, Tensor, Tensor, Tensor]], degree: int, l
     mean = total / degree
     std = torch.sqrt(torch.relu(square / degree - mean * mean) + STD_EPSILON)
     return torch.cat([mean, low, high, std], -1)
-
-
-def kernel_of(features: int, kernel: tuple[int, ...], largest: tuple[int, int]) -> tuple[int, int]:
-    """The 2-D extent of a block's edge feature; raises ``UserError`` when the model's kernel cannot hold it."""
-    side = math.isqrt(features)
-    shape = (kernel[0], kernel[1]) if kernel else (side, side)
-    if math.prod(shape) != features or shape[0] > largest[0] or shape[1] > largest[1]:
-        raise UserError(
-            f"edge features of {features} values ({'x'.join(map(str, kernel or (features,)))}) do not fit this model's "
-            f"kernel {largest[0]}x{largest[1]}: create the encoder with a larger kernel"
-        )
-    return shape
-
-
-def pad_kernel(edges: Tensor, features: int, kernel: tuple[int, ...], largest: tuple[int, int]) -> Tensor:
-    """Flattened kernels ``[..., kh * kw]`` centred and zero-padded to ``[..., KH * KW]``."""
-    kh, kw = kernel_of(features, kernel, largest)
-    if (kh, kw) == largest:
-        return edges
-    top, left = (largest[0] - kh) // 2, (largest[1] - kw) // 2
-    pads = (left, largest[1] - kw - left, top, largest[0] - kh - top)
-    return F.pad(edges.unflatten(-1, (kh, kw)), pads).flatten(-2)

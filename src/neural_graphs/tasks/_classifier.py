@@ -39,6 +39,7 @@ class Classifier(nn.Module):
         outputs: number of output neurons of the networks it reads.
         class_names: one per class, for people; numbers by default.
         architectures: those it was trained on (``fit`` sets them); they tell which network a bare state dict is.
+        head: further arguments of ``GraphHead``, JSON-able.
     """
 
     def __init__(
@@ -49,13 +50,15 @@ class Classifier(nn.Module):
         *,
         class_names: Sequence[str] | None = None,
         architectures: Sequence[Stack] = (),
+        head: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))
         if num_classes < 1 or len(names) != num_classes:
             raise UserError(f"{num_classes} classes and {len(names)} class names do not fit together")
         self.encoder = encoder
-        self.head = GraphHead(encoder.width, outputs, num_classes)
+        self.head = _head(encoder.width, outputs, num_classes, head or {})
+        self.head_config = dict(head or {})
         self.num_classes, self.outputs, self.class_names = num_classes, outputs, names
         self.architectures = tuple(architectures)
 
@@ -87,7 +90,15 @@ class Classifier(nn.Module):
         from neural_graphs.tasks._fit import fit
 
         optimizer = {f.name for f in dataclasses.fields(OptimConfig)}
-        own = {f.name for f in dataclasses.fields(TrainConfig)} - {"task", "zoo", "out", "optimizer", "encoder", "log"}
+        own = {f.name for f in dataclasses.fields(TrainConfig)} - {
+            "task",
+            "zoo",
+            "out",
+            "optimizer",
+            "encoder",
+            "head",
+            "log",
+        }
         if unknown := set(options) - optimizer - own:
             raise UserError(f"unknown option {min(unknown)}: valid are {', '.join(sorted(optimizer | own))}")
         config = TrainConfig(
@@ -179,6 +190,7 @@ class Classifier(nn.Module):
             "task": "classify",
             "version": __version__,
             "encoder": self.encoder.config,
+            "head": self.head_config,
             "state": self.encoder.extra_state(),
             "num_classes": self.num_classes,
             "outputs": self.outputs,
@@ -242,6 +254,14 @@ class Classifier(nn.Module):
                 config["outputs"],
                 class_names=config["class_names"],
                 architectures=[Stack.from_json(entry) for entry in config["architectures"]],
+                head=config.get("head"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder / CONFIG} is broken: {error!r}") from None
+
+
+def _head(width: int, outputs: int, num_classes: int, arguments: Mapping[str, Any]) -> GraphHead:
+    try:
+        return GraphHead(width, outputs, num_classes, **arguments)
+    except TypeError as error:
+        raise UserError(f"head: {error}") from None

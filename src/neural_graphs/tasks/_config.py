@@ -76,6 +76,7 @@ class TrainConfig:
         label: column of the zoo's table that holds the class.
         encoder: ``name`` and arguments of ``create_encoder``; what the zoo determines (number of inputs, largest kernel,
             parameters of the MLP) is filled in.
+        head: arguments of ``GraphHead`` that choose how neurons become one vector (``pooling``, ``over``, ``hidden``).
         optimizer: see ``OptimConfig``.
         augment: see ``AugmentConfig``.
         precision: of training: "fp32"; "bf16", edge embeddings in bfloat16 and everything else in float32 (faster where the
@@ -96,6 +97,7 @@ class TrainConfig:
     out: str = ""
     label: str = "label"
     encoder: dict[str, Any] = field(default_factory=lambda: {"name": "ng-gnn"})
+    head: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -110,7 +110,11 @@ def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
         torch.manual_seed(config.seed)
         encoder = create_encoder(**arguments)
         model = Classifier(
-            encoder, classes, outputs.pop(), class_names=names if names and len(names) == classes else None
+            encoder,
+            classes,
+            outputs.pop(),
+            class_names=names if names and len(names) == classes else None,
+            head=config.head,
         )
     model.prepare(chosen, config.label)
     return model
