@@ -23,12 +23,18 @@ class Encoding:
     ``nodes[k][s]`` is ``[B_k, n_s, F]``; ``edges[k][d]`` is ``[B_k, n_out, n_in, F]`` for directed block d: the blocks in
     order, then, with reversed edges, the blocks again for the opposite direction. Entries that the head said it does not
     read are None. Encoders that see a network as one vector give ``vector`` ``[B, F]`` instead, in the batch's order.
+
+    ``rescaled`` embeddings are equivariant to more than permutation: a hidden neuron's embedding is multiplied by its own
+    factor when the network is rescaled (a positive scale or a sign, see ``Rescaling``), an edge's like its weight in the
+    direction of its message, by the factor of the receiver over that of the sender. Inputs and outputs have factor 1.
+    ``canonical`` gives their invariant form.
     """
 
     batch: GraphBatch
     nodes: tuple[tuple[Tensor | None, ...], ...] | None = None
     edges: tuple[tuple[Tensor | None, ...], ...] | None = None
     vector: Tensor | None = None
+    rescaled: bool = False
 
 
 class Encoder(nn.Module):
