@@ -119,8 +119,10 @@ def _probe(probes: ProbeFeatures, graph: NeuralGraph) -> Tensor:
             h = layer.activation(F.linear(h, state[layer.weight], state[layer.bias_name] if layer.bias_name else None))
             values.append(h)
         values[-1] = values[-1] + graph.stack.shift
+        read = probes.projections
         projected = [
-            probes.projections[nodes.role](value.T) for nodes, value in zip(graph.spec.node_sets, values, strict=True)
+            read[nodes.role](value.T) if nodes.role in read else value.new_zeros(nodes.size, probes.width)
+            for nodes, value in zip(graph.spec.node_sets, values, strict=True)
         ]
         networks.append(torch.cat(projected))
     return torch.stack(networks)

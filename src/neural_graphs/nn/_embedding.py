@@ -14,7 +14,7 @@ from neural_graphs.graph import GraphSpec, NeuralGraph
 from neural_graphs.nn._edges import fourier_embedding
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._plan import Direction
-from neural_graphs.nn._probes import ProbeFeatures
+from neural_graphs.nn._probes import ProbeFeatures, check_probed
 
 Nodes = dict[int, Tensor]
 """Node set number -> embeddings ``[B, n, F]``."""
@@ -43,6 +43,8 @@ class GraphEmbedding(nn.Module):
         probes: int,
         inputs: int,
         seed: int,
+        probe_generator: str = "points",
+        probe_reads: str = "neurons",
     ) -> None:
         super().__init__()
         self.kernel = (int(kernel[0]), int(kernel[1]))
@@ -54,7 +56,7 @@ class GraphEmbedding(nn.Module):
         self.edge_in = nn.Linear(edge_width, edge_width)
         self.node_in = nn.Linear(width, width)
         self.position = PositionEmbedding(width, max_io)
-        self.probes = ProbeFeatures(probes, inputs, width) if probes else None
+        self.probes = ProbeFeatures(probes, inputs, width, probe_generator, probe_reads) if probes else None
 
     def check_readable(self, graph: NeuralGraph) -> None:
         spec = graph.spec
@@ -63,12 +65,8 @@ class GraphEmbedding(nn.Module):
                 f"this model reads networks of up to {self.position.max_io} inputs and outputs, this one has "
                 f"{spec.num_inputs} and {spec.num_outputs}"
             )
-        if self.probes is not None and spec.num_inputs != self.probes.points.shape[1]:
-            raise UserError(
-                f"this model probes networks of {self.probes.points.shape[1]} inputs, this one has {spec.num_inputs}"
-            )
-        if self.probes is not None and graph.stack is None and graph.trace is None:
-            raise UserError("this model probes networks, and this graph holds no executable architecture")
+        if self.probes is not None:
+            check_probed(graph, self.probes.inputs)
         for nodes in spec.node_sets:
             if nodes.columns > 1:
                 raise UserError(
@@ -86,7 +84,8 @@ class GraphEmbedding(nn.Module):
         nodes = nodewise(self.node_embedding, dict(enumerate(normalization.biases(graph))))
         if self.probes is not None:
             for s, features in enumerate(self.probes(graph)):
-                nodes[s] = nodes[s] + features
+                if features is not None:
+                    nodes[s] = nodes[s] + features
         nodes = nodewise(self.node_in, nodes)
         return {s: x + self.position(graph.spec, s) for s, x in nodes.items()}
 

@@ -68,8 +68,10 @@ class NGGNN(Encoder):
     Args:
         width: F, size of node and edge embeddings.
         layers: message-passing layers.
-        probes: number K of learned probe inputs read at every neuron (0: weights alone).
+        probes: number K of learned probe inputs (0: weights alone).
         inputs: number of inputs of the networks; needed for probes, and an upper bound is ``max_io`` otherwise.
+        probe_generator: "points" (free), or "deep-linear" (ProbeGen): see ``ProbeFeatures``.
+        probe_reads: "neurons", or "outputs": only output neurons get their responses.
         reverse_edges: pass messages both ways, edge features ``[w, 0, w]`` and ``[0, w, w]``.
         fourier: number of random frequencies per feature; 0 embeds linearly.
         sigma: standard deviation of the frequencies.
@@ -97,6 +99,8 @@ class NGGNN(Encoder):
         kernel: Sequence[int] = (1, 1),
         max_io: int = 16,
         seed: int = 0,
+        probe_generator: str = "points",
+        probe_reads: str = "neurons",
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1 or probes < 0 or fourier < 0 or max_io < 1:
@@ -113,6 +117,8 @@ class NGGNN(Encoder):
             probes=probes,
             inputs=inputs,
             seed=seed,
+            probe_generator=probe_generator,
+            probe_reads=probe_reads,
         )
         self.layers = nn.ModuleList(NGGNNLayer(width, edge_mlp=i < layers - 1) for i in range(layers))
         self.average_log_degree: Tensor
