@@ -50,8 +50,20 @@ def test_overrides() -> None:
     assert config.limit_train is None and config.augment.noise == 0.0 and config.optimizer.clip == 1.0
 
 
+def test_lists() -> None:
+    assert load_config("inr-cpu", ["hold_out=[2-8-1 sine:30, 2-4-4-1 relu,tanh]"]).hold_out == [
+        "2-8-1 sine:30",
+        "2-4-4-1 relu",
+        "tanh",
+    ]
+    names = ["2-8-1 sine:30", "2-4-4-1 relu,tanh"]
+    assert load_config("inr-cpu", [f'hold_out=["{names[0]}", "{names[1]}"]']).hold_out == names
+    assert load_config("inr-cpu", [f"hold_out={names[1]}"]).hold_out == names[1:]
+    assert load_config("inr-cpu", ["hold_out="]).hold_out == []
+
+
 def test_yaml_round_trip(tmp_path: Path) -> None:
-    config = load_config("inr-cpu-probes", ["zoo=a", "out=b", "optimizer.lr=1e-5", "seed=3"])
+    config = load_config("inr-cpu-probes", ["zoo=a", "out=b", "optimizer.lr=1e-5", "seed=3", "hold_out=[2-8-1 relu]"])
     (tmp_path / "own.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "own.yaml") == config
 
@@ -71,6 +83,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("optimizer=3", "optimizer must hold keys"),
         ("seed.x=3", "seed is a single value"),
         ("precision=fp8", "precision is 'fp8', expected one of auto, fp32, bf16"),
+        ("hold_out=[3]", "hold_out is 3, expected text"),
         ("limit_train=0", "limit_train must be at least 1"),
         ("augment.dropout=1", "dropout must be below 1"),
         ("task=regress", "task is 'regress', expected one of classify"),

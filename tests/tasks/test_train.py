@@ -50,7 +50,7 @@ def test_evaluate(trained: Path, zoo: Zoo) -> None:
     found = evaluate(trained, "train")
     assert found["n"] == 64 and sum(map(sum, found["confusion"])) == 64
     assert found["accuracy"] == sum(found["confusion"][c][c] for c in range(3)) / 64
-    assert found["per_architecture"] == {"2-8-1 sine:30": {"accuracy": found["accuracy"], "n": 64}}
+    assert found["per_architecture"] == {"2-8-1 sine:30": {"accuracy": found["accuracy"], "n": 64, "seen": True}}
     moved = evaluate(trained, "train", zoo=zoo.path)
     assert moved["loss"] == found["loss"]
 
@@ -60,7 +60,7 @@ def test_statistics_are_of_the_training_networks_used(zoo: Zoo, tmp_path: Path, 
     found = Classifier.from_pretrained(tmp_path / "run").encoder.normalization
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2
-    from neural_graphs.tasks._train import subset
+    from neural_graphs.tasks._data import subset
 
     ((_, _, values),) = subset(zoo.train, 20, 0).state_dicts()
     mean, std = found.bias["2/2"]

@@ -44,6 +44,9 @@ def run(options: argparse.Namespace) -> int:
     print_table(("class", "networks", "right", "most often taken for"), rows, right=(1, 2))
     if len(found["per_architecture"]) > 1:
         print()
-        kinds = [(name, entry["n"], f"{entry['accuracy']:.2%}") for name, entry in found["per_architecture"].items()]
-        print_table(("architecture", "networks", "right"), kinds, right=(1, 2))
+        kinds = [
+            (name, entry["n"], f"{entry['accuracy']:.2%}", "yes" if entry["seen"] else "no")
+            for name, entry in found["per_architecture"].items()
+        ]
+        print_table(("architecture", "networks", "right", "trained on"), kinds, right=(1, 2))
     return 0

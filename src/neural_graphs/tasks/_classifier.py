@@ -98,6 +98,8 @@ class Classifier(nn.Module):
             "encoder",
             "head",
             "log",
+            "limit_train",
+            "hold_out",
         }
         if unknown := set(options) - optimizer - own:
             raise UserError(f"unknown option {min(unknown)}: valid are {', '.join(sorted(optimizer | own))}")

@@ -89,6 +89,8 @@ class TrainConfig:
         eval_unit: "epochs" or "steps".
         patience: stop after so many validations without improvement; 0: never.
         limit_train: train on so many networks of the split, chosen by ``seed``; null: all.
+        hold_out: architectures, as ``str(stack)`` prints them ("2-48-16-1 sine:30"), whose networks are neither trained on
+            nor validated with, so that the test split shows seen and unseen architectures.
         log: "jsonl" (log.jsonl in the run folder), or "tensorboard" (that as well, if TensorBoard is installed).
     """
 
@@ -108,6 +110,7 @@ class TrainConfig:
     eval_unit: Literal["epochs", "steps"] = "epochs"
     patience: int = 0
     limit_train: int | None = None
+    hold_out: list[str] = field(default_factory=list)
     log: Literal["jsonl", "tensorboard"] = "jsonl"
 
     def __post_init__(self) -> None:
@@ -231,6 +234,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise UserError(f"{key} is {value!r}, expected one of {', '.join(arguments)}")
     if origin in (Union, types.UnionType):
         return None if value is None else _convert(arguments[0], value, key)
+    if origin is list:
+        entries = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        return [_convert(arguments[0], entry, key) for entry in entries]
     if origin is dict and isinstance(value, Mapping):
         return dict(value)
     if hint is str and value is None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from neural_graphs.errors import UserError
@@ -17,6 +16,7 @@ from neural_graphs.nn import create_encoder
 from neural_graphs.tasks._architecture import encoder_arguments
 from neural_graphs.tasks._classifier import Classifier
 from neural_graphs.tasks._config import TrainConfig
+from neural_graphs.tasks._data import by_architecture, training_networks
 from neural_graphs.tasks._fit import fit
 from neural_graphs.tasks._metrics import score
 from neural_graphs.tasks._run import RunFolder, read_config
@@ -56,13 +56,10 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
     if not config.out:
         raise UserError("no run folder given: set out=DIR")
     zoo = Zoo.load(config.zoo)
-    chosen = subset(zoo.train, config.limit_train, config.seed)
-    for name, split in (("train", chosen), ("val", zoo.val)):
-        if not len(split):
-            raise UserError(f"{config.zoo} has no {name} networks")
+    chosen, val = training_networks(config, zoo)
     model = build(config, zoo, chosen)
     run = RunFolder(config, resume)
-    course = fit(model, chosen, zoo.val, config, run=run, quiet=quiet)
+    course = fit(model, chosen, val, config, run=run, quiet=quiet)
     assert course.best is not None
     metrics: dict[str, Any] = {
         "best_epoch": course.best_epoch,
@@ -74,12 +71,15 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
         "test_loss": None,
     }
     if len(zoo.test):
+        labels = zoo.test.labels(config.label)
         with threads(config.threads):
-            scores = score(model.logits(zoo.test), zoo.test.labels(config.label))
+            logits = model.logits(zoo.test)
+        scores = score(logits, labels)
         metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss, "confusion": scores.confusion}
+        metrics["per_architecture"] = by_architecture(zoo.test, logits.argmax(1) == labels, model.architectures)
     parameters = sum(p.numel() for p in model.parameters())
     metrics |= {
-        "networks": {"train": len(chosen), "val": len(zoo.val), "test": len(zoo.test)},
+        "networks": {"train": len(chosen), "val": len(val), "test": len(zoo.test)},
         "parameters": parameters,
         "seconds": round(course.seconds, 3),
         "peak_memory_mb": peak_memory_mb(),
@@ -98,7 +98,10 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
 
 
 def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
-    """The untrained classifier of a run: initial weights by ``config.seed``, statistics of the training networks."""
+    """The untrained classifier of a run: initial weights by ``config.seed``, statistics of the training networks ``chosen``.
+
+    The whole zoo only says how large its networks are: which kernels and how many inputs and outputs must be readable.
+    """
     stacks = list(zoo.architectures.values())
     arguments = encoder_arguments(config.encoder, stacks, config.seed)
     outputs = {stack.layers[-1].outputs for stack in stacks}
@@ -117,14 +120,10 @@ def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
             head=config.head,
         )
     model.prepare(chosen, config.label)
+    for split in (zoo.val, zoo.test):  # architectures that are only tested are refused now, not after the training
+        for name in split.architectures:
+            model.check_readable(split.batch([int((split.column("architecture") == name).argmax())]).buckets[0])
     return model
-
-
-def subset(split: ZooSplit, limit: int | None, seed: int) -> ZooSplit:
-    """``limit`` networks of ``split``, chosen by ``seed``, in the split's order; a larger limit contains a smaller one."""
-    if limit is None or limit >= len(split):
-        return split
-    return split.select(np.sort(np.random.default_rng(seed).permutation(len(split))[:limit]))
 
 
 def evaluate(
@@ -133,7 +132,8 @@ def evaluate(
     """Score a run's best model on a split of its zoo, or of another one.
 
     Returns ``accuracy``, ``loss`` (cross-entropy), ``confusion`` (``confusion[t][p]``: class t taken for p), ``n``,
-    ``split``, ``zoo``, ``class_names`` and ``per_architecture`` (accuracy and n of each).
+    ``split``, ``zoo``, ``class_names`` and ``per_architecture``: accuracy and n of each, and whether the
+    model was trained on networks of it (``seen``).
 
     Raises:
         UserError: no run, model or zoo there; networks that the model cannot read; labels beyond its classes.
@@ -153,12 +153,6 @@ def evaluate(
     with threads(config.threads):
         logits = model.logits(chosen)
     scores = score(logits, labels)
-    hits = (logits.argmax(1) == labels).numpy()
-    names = chosen.column("architecture").astype(str)
-    per_architecture = {
-        str(stack): {"accuracy": float(hits[names == name].mean()), "n": int((names == name).sum())}
-        for name, stack in chosen.architectures.items()
-    }
     return {
         "accuracy": scores.accuracy,
         "loss": scores.loss,
@@ -167,7 +161,7 @@ def evaluate(
         "split": split,
         "zoo": path,
         "class_names": list(model.class_names),
-        "per_architecture": per_architecture,
+        "per_architecture": by_architecture(chosen, logits.argmax(1) == labels, model.architectures),
     }
 
 
