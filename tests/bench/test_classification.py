@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from neural_graphs.bench import _classification as module
-from neural_graphs.bench import inr_classification, read_results
+from neural_graphs.bench import encoder_ablation, inr_classification, read_results
+from neural_graphs.bench._encoders import ENCODERS
 from neural_graphs.errors import RunError, UserError
+from neural_graphs.nn import create_encoder
+from neural_graphs.tasks._run import read_config
 from neural_graphs.zoo import ImageSet, make_zoo
 
 CONFIG = """
@@ -41,7 +44,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Train in this process instead of a fresh one, and say which runs there were."""
     trained: list[str] = []
 
-    def train_here(config: Any) -> Any:
+    def train_here(config: Any, quiet: bool = False) -> Any:
         trained.append(Path(config.out).name)
         module.train(config, resume=True, quiet=True)
         return module._metrics(config)
@@ -84,3 +87,22 @@ def test_runs_have_processes_of_their_own(
     with pytest.raises(RunError, match="mlp-seed4 failed"):
         inr_classification(seeds=(4,), runs=tmp_path / "other", overrides=["label=colour"], **arguments)
     assert "error: " in capfd.readouterr().err
+
+
+def test_encoders_are_trained_alike(zoo: Path, tmp_path: Path, in_process: list[str]) -> None:
+    arguments = {"zoo": zoo, "out": tmp_path / "encoders.json", "runs": tmp_path / "runs", "seeds": (0,)}
+    short = ["optimizer.epochs=1", "optimizer.batch_size=16"]
+    rows = encoder_ablation(methods=("mlp", "ng-gnn"), overrides=short, **arguments)
+    assert sorted(in_process) == ["mlp-seed0", "ng-gnn-seed0"]
+    assert [(r["method"], r["metric"]) for r in rows[::2]] == [("mlp", "test_accuracy"), ("ng-gnn", "test_accuracy")]
+    configs = [read_config(tmp_path / "runs" / name) for name in in_process]
+    assert configs[0].augment == configs[1].augment and configs[0].optimizer.epochs == configs[1].optimizer.epochs == 1
+    assert all(r["seconds_per_epoch"] == r["seconds"] for r in rows)
+    with pytest.raises(UserError, match="unknown method 'nonsense': choose among mlp"):
+        encoder_ablation(methods=("nonsense",), **arguments)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_of_the_ablation_exists(name: str) -> None:
+    encoder = ENCODERS[name][2]
+    assert sum(p.numel() for p in create_encoder(**encoder).parameters()) > 1000

@@ -1,4 +1,4 @@
-"""The INR classification experiment: methods by seeds on one zoo, resumable, one results file."""
+"""Classification experiments: methods by seeds on one zoo, resumable, one results file."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,31 +46,71 @@ def inr_classification(
     training times), ``peak_memory_mb`` (largest), ``epochs``. Raises ``UserError`` when a run folder holds another
     configuration, ``RunError`` when a run fails.
     """
+    plan = [Method.of_configs([_config(method, seed, zoo, runs, overrides) for seed in seeds]) for method in methods]
+    return run_methods(zoo, plan, out, experiment or Path(out).stem, command)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a results table: its name and variant there, and a configuration per seed."""
+
+    name: str
+    variant: str
+    configs: tuple[TrainConfig, ...]
+
+    @classmethod
+    def of_configs(cls, configs: Sequence[TrainConfig]) -> Method:
+        """Named by the encoder."""
+        encoder = configs[0].encoder
+        variant = f"probes={encoder['probes']}" if "probes" in encoder else ""
+        return cls(encoder["name"], variant, tuple(configs))
+
+
+def run_methods(
+    zoo: str | os.PathLike[str],
+    methods: Sequence[Method],
+    out: str | os.PathLike[str],
+    experiment: str,
+    command: str,
+    jobs: int = 1,
+) -> list[Row]:
+    """Train every configuration of every method, ``jobs`` at a time, and write the rows after each.
+
+    A run has a process of its own; finished ones are not repeated, broken ones go on. Raises as ``inr_classification``.
+    """
     splits = Zoo.load(zoo)
-    rows: list[Row] = []
-    with progress("inr classification", len(methods) * len(seeds)) as bar:
-        for method in methods:
-            configs = [_config(method, seed, zoo, runs, overrides) for seed in seeds]
-            found = [_metrics(config) for config in configs]
-            bar.advance(sum(metrics is not None for metrics in found))
-            missing = [k for k, metrics in enumerate(found) if metrics is None]
-            for k in missing or [-1]:
-                if k >= 0:
-                    bar.describe(Path(configs[k].out).name)
-                    found[k] = _train_apart(configs[k])
-                    bar.advance()
-                current = [*rows, *_rows(configs, found)]
-                config = configs[0]
-                write_results(
-                    out,
-                    experiment or Path(out).stem,
-                    command,
-                    _dataset(splits, config),
-                    current,
-                    threads=config.threads or None,
-                    device="cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu",
-                )
-            rows = current
+    configs = [config for method in methods for config in method.configs]
+    found = {config.out: metrics for config in configs if (metrics := _metrics(config)) is not None}
+    missing = [config for config in configs if config.out not in found]
+
+    def write() -> list[Row]:
+        rows = [entry for method in methods for entry in _rows(method, found)]
+        if rows:
+            config = configs[0]
+            write_results(
+                out,
+                experiment,
+                command,
+                _dataset(splits, config),
+                rows,
+                threads=config.threads or None,
+                device="cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu",
+            )
+        return rows
+
+    rows = write()
+    with progress(experiment, len(configs)) as bar, ThreadPoolExecutor(jobs) as pool:
+        bar.advance(len(configs) - len(missing))
+        waiting = {pool.submit(_train_apart, config, jobs > 1): config for config in missing}
+        try:
+            for done in as_completed(waiting):
+                config = waiting[done]
+                found[config.out] = done.result()
+                bar.advance()
+                bar.describe(f"{Path(config.out).name} {found[config.out].get('test_accuracy') or 0:.1%}")
+                rows = write()
+        finally:  # after a failure or Ctrl-C: begin nothing more; what runs saves its state
+            pool.shutdown(wait=False, cancel_futures=True)
     return rows
 
 
@@ -80,23 +121,25 @@ def _config(
     return replace(config, out=str(Path(runs) / f"{Path(method).stem}-seed{seed}"))
 
 
-def _rows(configs: Sequence[TrainConfig], found: Sequence[dict[str, Any] | None]) -> list[Row]:
+def _rows(method: Method, found: Mapping[str, dict[str, Any]]) -> list[Row]:
     """Rows of one method from the runs that are finished."""
-    finished = [(config, metrics) for config, metrics in zip(configs, found, strict=True) if metrics is not None]
-    metrics = [entry for _, entry in finished]
-    config = configs[0]
-    encoder = config.encoder
+    finished = [config for config in method.configs if config.out in found]
+    if not finished:
+        return []
+    metrics = [found[config.out] for config in finished]
+    epochs = finished[0].optimizer.epochs
+    seconds = sum(m["seconds"] for m in metrics) / len(metrics)
     about = {
         "parameters": metrics[0]["parameters"],
-        "seconds": sum(m["seconds"] for m in metrics) / len(metrics),
+        "seconds": seconds,
+        "seconds_per_epoch": seconds / epochs,
         "peak_memory_mb": max(m["peak_memory_mb"] for m in metrics),
-        "epochs": config.optimizer.epochs,
-        "seeds": [config.seed for config, _ in finished],
-        "encoder": dict(encoder),
+        "epochs": epochs,
+        "seeds": [config.seed for config in finished],
+        "encoder": dict(finished[0].encoder),
     }
-    variant = f"probes={encoder['probes']}" if "probes" in encoder else ""
     return [
-        row(encoder["name"], metric, [m[metric] for m in metrics], variant, **about)
+        row(method.name, metric, [m[metric] for m in metrics], method.variant, **about)
         for metric in ("test_accuracy", "val_accuracy")
         if all(m.get(metric) is not None for m in metrics)
     ]
@@ -128,14 +171,13 @@ def _metrics(config: TrainConfig) -> dict[str, Any] | None:
     return found
 
 
-def _train_apart(config: TrainConfig) -> dict[str, Any]:
-    """Train, or go on training, in a fresh process; its progress shows on stderr."""
+def _train_apart(config: TrainConfig, quiet: bool = False) -> dict[str, Any]:
+    """Train, or go on training, in a fresh process; unless ``quiet``, its progress shows on stderr."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": path} | ({"NEURAL_GRAPHS_NO_PROGRESS": "1"} if quiet else {})
     command = [sys.executable, "-c", f"from {__name__} import _train_job; _train_job()"]
-    found = subprocess.run(
-        command, input=json.dumps(to_dict(config)), text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    found = subprocess.run(command, input=json.dumps(to_dict(config)), text=True, env=environment)
     if found.returncode:
         raise RunError(f"training {config.out} failed (exit code {found.returncode}): its own message is above")
     metrics = _metrics(config)

@@ -1,4 +1,4 @@
-"""`neural-graphs bench step | fit | inr | trace | tables`: measurements, and the tables made from them."""
+"""`neural-graphs bench step | fit | inr | encoders | trace | tables`: measurements, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -74,6 +74,27 @@ def add(verbs: Any) -> None:
     inr.add_argument("--runs", default="runs/inr-mnist", metavar="DIR", help="run folders (default: runs/inr-mnist)")
     add_json(inr)
     add_threads(inr)
+
+    encoders = add_verb(
+        inner,
+        "encoders",
+        "train every encoder on one zoo, all alike, with several seeds: the ablation table",
+        "neural-graphs bench encoders runs/quickstart/zoo optimizer.epochs=1 --methods mlp,probing --seeds 0 --out few.json",
+        _encoders,
+        "Finished runs are not repeated; interrupted ones go on where they were.",
+    )
+    encoders.add_argument("zoo", metavar="ZOO", help="folder of a zoo")
+    encoders.add_argument("overrides", metavar="key=value", nargs="*", help="settings to override in all runs")
+    encoders.add_argument("--methods", metavar="A,B", help="only these (default: all)")
+    encoders.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="N,N", help="(default: 0,1,2)")
+    encoders.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time, one thread each")
+    encoders.add_argument(
+        "--out", default="results/encoders-mnist.json", metavar="FILE", help="(default: results/encoders-mnist.json)"
+    )
+    encoders.add_argument(
+        "--runs", default="runs/encoders-mnist", metavar="DIR", help="run folders (default: runs/encoders-mnist)"
+    )
+    add_json(encoders)
 
     trace = add_verb(
         inner,
@@ -162,6 +183,25 @@ def _inr(options: argparse.Namespace) -> int:
         out=options.out,
         runs=options.runs,
         overrides=[f"threads={threads}", *options.overrides],
+        command=options.command,
+        **chosen,
+    )
+    return _show(rows, options)
+
+
+def _encoders(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
+    from neural_graphs.bench import encoder_ablation
+
+    options.resume_hint = "finished runs are kept, run the same command again to go on"
+    chosen = {"methods": options.methods.split(",")} if options.methods else {}
+    rows = encoder_ablation(
+        options.zoo,
+        seeds=options.seeds,
+        out=options.out,
+        runs=options.runs,
+        overrides=options.overrides,
+        jobs=options.jobs,
         command=options.command,
         **chosen,
     )
