@@ -81,6 +81,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("optimizer.epochs=2.5", "optimizer.epochs is 2.5, expected a whole number"),
         ("optimizer.epochs=true", "optimizer.epochs is True, expected a whole number"),
         ("optimizer=3", "optimizer must hold keys"),
+        ("optimizer.ema=1", "optimizer.ema must be at least 0 and below 1"),
         ("seed.x=3", "seed is a single value"),
         ("precision=fp8", "precision is 'fp8', expected one of auto, fp32, bf16"),
         ("hold_out=[3]", "hold_out is 3, expected text"),

@@ -23,6 +23,7 @@ from neural_graphs.tasks._config import to_yaml
 from neural_graphs.zoo import Zoo
 
 AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01)
+OPTIONS: dict[str, Any] = {"augment": AUGMENT, "ema": 0.9}
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -43,14 +44,14 @@ def assert_same(a: Path, b: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory, config: Any) -> Path:
-    return train(config(zoo, tmp_path_factory.mktemp("straight") / "run", augment=AUGMENT), quiet=True).run_dir
+    return train(config(zoo, tmp_path_factory.mktemp("straight") / "run", **OPTIONS), quiet=True).run_dir
 
 
 @pytest.mark.parametrize("step", [3, 8, 13])
 def test_ctrl_c_between_any_two_steps(
     zoo: Zoo, tmp_path: Path, config: Any, straight: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = config(zoo, tmp_path / "run", augment=AUGMENT)
+    settings = config(zoo, tmp_path / "run", **OPTIONS)
     original = fit_module._Loop._step
 
     def press(loop: Any, sample: Any) -> None:
@@ -68,7 +69,7 @@ def test_ctrl_c_between_any_two_steps(
     with pytest.raises(UserError, match="unfinished run: continue it with --resume"):
         train(settings, quiet=True)
     with pytest.raises(UserError, match=r"another configuration \(optimizer.lr\)"):
-        train(config(zoo, tmp_path / "run", augment=AUGMENT, lr=1e-4), resume=True, quiet=True)
+        train(config(zoo, tmp_path / "run", **OPTIONS, lr=1e-4), resume=True, quiet=True)
     train(settings, resume=True, quiet=True)
     assert_same(tmp_path / "run", straight)
 
@@ -98,7 +99,7 @@ train(load_config(sys.argv[1]), quiet=True)
 def test_kill_in_a_step_or_between_best_model_and_state(
     zoo: Zoo, tmp_path: Path, config: Any, straight: Path, where: str, count: int
 ) -> None:
-    settings = config(zoo, tmp_path / "run", augment=AUGMENT)
+    settings = config(zoo, tmp_path / "run", **OPTIONS)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
     arguments = [str(tmp_path / "config.yaml"), where, str(count)]
     assert subprocess.run([sys.executable, "-c", KILLED, *arguments]).returncode == -signal.SIGKILL
@@ -112,7 +113,7 @@ def test_a_failed_write_loses_nothing(
 ) -> None:
     from neural_graphs.tasks import _classifier, _run
 
-    settings = config(zoo, tmp_path / "run", augment=AUGMENT)
+    settings = config(zoo, tmp_path / "run", **OPTIONS)
     calls = 0
 
     def full(tensors: Any, path: Path, metadata: Any = None) -> None:
@@ -137,8 +138,8 @@ def test_a_failed_write_loses_nothing(
 
 
 def test_more_epochs_continue_a_finished_run(zoo: Zoo, tmp_path: Path, config: Any, straight: Path) -> None:
-    train(config(zoo, tmp_path / "run", augment=AUGMENT, epochs=2), quiet=True)
-    train(config(zoo, tmp_path / "run", augment=AUGMENT), resume=True, quiet=True)
+    train(config(zoo, tmp_path / "run", **OPTIONS, epochs=2), quiet=True)
+    train(config(zoo, tmp_path / "run", **OPTIONS), resume=True, quiet=True)
     assert_same(tmp_path / "run", straight)
 
 

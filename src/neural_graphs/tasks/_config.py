@@ -32,6 +32,8 @@ class OptimConfig:
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: what follows the warm-up: "constant", or "cosine" down to 0 at the last step.
         clip: largest norm of the gradient; 0 does not clip.
+        ema: decay per step of an exponential moving average of the weights, which is then what is validated and kept
+            (smaller during the first steps: ``min(ema, (1 + t) / (10 + t))``); 0: no average.
     """
 
     epochs: int = 30
@@ -42,6 +44,7 @@ class OptimConfig:
     warmup_steps: int = 100
     schedule: Literal["constant", "cosine"] = "cosine"
     clip: float = 1.0
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class TrainConfig:
                 self.optimizer.weight_decay, self.optimizer.warmup_steps, self.optimizer.clip
             )
             < 0,
+            "optimizer.ema must be at least 0 and below 1": not 0 <= self.optimizer.ema < 1,
             "augment: strengths must not be negative, and dropout must be below 1": min(
                 dataclasses.astuple(self.augment)
             )

@@ -1,7 +1,7 @@
 """The training loop: a pure function of the configuration and the data, so that it can stop and go on anywhere.
 
 Nothing random is carried from step to step: the order of the networks follows from (seed, epoch), augmentation and dropout
-from (seed, step). The whole state is weights, optimizer and counters.
+from (seed, step). The whole state is weights, their average, optimizer and counters.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neural_graphs._progress import Progress, _Silent, progress
 from neural_graphs.errors import RunError
+from neural_graphs.tasks._average import Average
 from neural_graphs.tasks._classifier import EVAL_BATCH
 from neural_graphs.tasks._metrics import score
 from neural_graphs.tasks._runtime import Interrupted, accelerator, interruptible, precision, threads
@@ -62,6 +63,8 @@ def fit(
 ) -> Course:
     """Train ``model`` in place and leave it with the weights that were best on ``val`` (without ``val``, the last).
 
+    With ``config.optimizer.ema`` it is the averaged weights that are validated, compared and kept.
+
     With ``run``, the best model, the state and the log go to its folder, and a state found there is continued: on the CPU
     bit for bit, also after being killed. Ctrl-C saves the state and raises ``KeyboardInterrupt`` with what to do next.
 
@@ -95,6 +98,7 @@ class _Loop:
         )
         self.core = model.to(device.device)
         self.model, self.optimizer = device.prepare(self.core, optimizer)
+        self.average = Average(self.core, options.ema) if options.ema else None
         self.strengths = asdict(config.augment)
         self.augments = any(value for key, value in self.strengths.items() if key != "exact_translation")
         self.generator = torch.Generator()
@@ -123,6 +127,8 @@ class _Loop:
                 raise KeyboardInterrupt(self._farewell()) from None
         if self.best is not None:
             self.core.load_state_dict(self.best)
+        elif self.average is not None:
+            self.average.write(self.core)
         self.core.eval()
 
     def _epoch(self, bar: Progress) -> None:
@@ -160,6 +166,8 @@ class _Loop:
         if options.clip:
             device.clip_grad_norm_(self.model.parameters(), options.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.core, course.step)
         self.optimizer.zero_grad()
         hits = (logits.detach().argmax(1) == labels).sum()
         self.sums += torch.stack([losses.detach().double(), hits.double(), hits.new_tensor(len(labels)).double()])
@@ -181,7 +189,9 @@ class _Loop:
         else:
             due = course.batch == 0 and course.epoch % config.eval_every == 0
         if course.step and course.evaluated != course.step and (due or at_end):
-            self._validate()
+            with self.average.within(self.core) if self.average is not None else contextlib.nullcontext():
+                self._validate()
+            self._save_state()
             bar.describe(self._description())
 
     def _validate(self) -> None:
@@ -209,7 +219,6 @@ class _Loop:
             self.folder.save_best(self.core, row)
         if self.folder is not None and self.accelerator.is_main_process:
             self.folder.log(row)
-        self._save_state()
 
     def _keep_if_best(self, found: tuple[float, float], row: dict[str, Any]) -> None:
         course = self.course
@@ -269,6 +278,8 @@ class _Loop:
         tensors = {f"model.{name}": value for name, value in self.core.state_dict().items()}
         for name, value in (self.best or {}).items():
             tensors[f"best.{name}"] = value
+        for name, value in (self.average.values if self.average is not None else {}).items():
+            tensors[f"ema.{name}"] = value
         for number, entry in self.optimizer.state_dict()["state"].items():
             for key, value in entry.items():
                 tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
@@ -287,6 +298,8 @@ class _Loop:
             row = next(row for row in self.course.history if row["step"] == self.course.best_step)
             self.folder.save_best(self.core, row)
         self.core.load_state_dict(_part(tensors, "model."))
+        if self.average is not None:
+            self.average.load(_part(tensors, "ema."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _part(tensors, "optimizer.").items():
             number, _, key = name.partition(".")
