@@ -1,9 +1,11 @@
 """Encoders of neural graphs, and heads that read them."""
 
+from neural_graphs.nn._delta import DeltaHead as DeltaHead
 from neural_graphs.nn._encoder import Encoder as Encoder
 from neural_graphs.nn._encoder import Encoding as Encoding
 from neural_graphs.nn._encoder import Reads as Reads
 from neural_graphs.nn._heads import GraphHead as GraphHead
+from neural_graphs.nn._heads import NodeHead as NodeHead
 from neural_graphs.nn._mlp import WeightMLP as WeightMLP
 from neural_graphs.nn._ng_gnn import NGGNN as NGGNN
 from neural_graphs.nn._normalization import Normalization as Normalization

@@ -209,3 +209,12 @@ def pad_kernel(edges: Tensor, features: int, kernel: tuple[int, ...], largest: t
     top, left = (largest[0] - kh) // 2, (largest[1] - kw) // 2
     pads = (left, largest[1] - kw - left, top, largest[0] - kh - top)
     return F.pad(edges.unflatten(-1, (kh, kw)), pads).flatten(-2)
+
+
+def crop_kernel(edges: Tensor, features: int, kernel: tuple[int, ...], largest: tuple[int, int]) -> Tensor:
+    """The inverse of ``pad_kernel``: the centre of ``[..., KH * KW]`` as flattened kernels ``[..., kh * kw]``."""
+    kh, kw = kernel_of(features, kernel, largest)
+    if (kh, kw) == largest:
+        return edges
+    top, left = (largest[0] - kh) // 2, (largest[1] - kw) // 2
+    return edges.unflatten(-1, largest)[..., top : top + kh, left : left + kw].flatten(-2)

@@ -39,7 +39,7 @@ class Normalization:
             for kind, depth, value, scale in _tensors(graph):
                 double = value.double() * scale
                 entry = (float(double.numel()), float(double.sum()), float(double.square().sum()))
-                for key in (f"{depth}/{graph.spec.depth}", _role(depth, graph.spec.depth)):
+                for key in (f"{depth}/{graph.spec.depth}", role_of(depth, graph.spec.depth)):
                     sums[kind][key] = [a + b for a, b in zip(sums[kind][key], entry, strict=True)]
         if not sums["weight"]:
             raise UserError("there are no networks to measure weight statistics on")
@@ -72,7 +72,7 @@ class Normalization:
     def _lookup(self, table: Mapping[str, Moments], depth: int, layers: int) -> Moments:
         if not table:
             return 0.0, 1.0
-        for key in (f"{depth}/{layers}", _role(depth, layers), "hidden", "last", "first"):
+        for key in (f"{depth}/{layers}", role_of(depth, layers), "hidden", "last", "first"):
             if key in table:
                 return table[key]
         return 0.0, 1.0
@@ -98,7 +98,8 @@ def _fan_in(spec: GraphSpec, block: Block) -> int:
     return spec.node_sets[block.source].size // block.groups * block.features
 
 
-def _role(depth: int, layers: int) -> str:
+def role_of(depth: int, layers: int) -> str:
+    """Which of "first", "hidden" and "last" the layer of this depth is in a network of ``layers`` layers."""
     return "last" if depth == layers else "first" if depth == 1 else "hidden"
 
 
