@@ -70,7 +70,7 @@ class Activation:
             case "silu":
                 return F.silu(x)
             case "sine":
-                return torch.sin(self.omega * x)
+                return torch.sin(x if self.omega == 1 else self.omega * x)
             case "other":
                 raise UserError(
                     "this non-linearity is known to be there, but not which one it is: run the module instead"

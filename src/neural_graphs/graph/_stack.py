@@ -181,6 +181,8 @@ class Stack:
         per_network = x.dim() in (3, 5)
         h = x if per_network else x.expand(batch, *x.shape)
         values = [h]
+        if not per_network and x.dim() == 2:
+            h = h.contiguous()  # batched products, and their gradients, are far slower on an axis of stride 0
         for layer in self.layers:
             h = self._apply(layer, params, h)
             values.append(h)
@@ -197,9 +199,14 @@ class Stack:
         if not layer.kernel:
             if h.dim() == 5:
                 h = h.flatten(2)
+            activation = layer.activation
+            if activation.kind == "sine" and activation.omega != 1:
+                # ω0 on the parameters: they are few, the values K times as many
+                weight, bias = weight * activation.omega, bias * activation.omega if bias is not None else None
+                activation = Activation("sine", 1.0)
             transposed = weight.transpose(1, 2)
             out = torch.baddbmm(bias.unsqueeze(1), h, transposed) if bias is not None else torch.bmm(h, transposed)
-            return layer.activation(out)
+            return activation(out)
         # One grouped convolution runs all networks: networks become groups of channels.
         batch = h.shape[0]
         stacked = h.transpose(0, 1).flatten(1, 2)
