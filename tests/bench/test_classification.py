@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from neural_graphs.bench import encoder_ablation, inr_classification, read_resul
 from neural_graphs.bench._encoders import ENCODERS
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.nn import create_encoder
+from neural_graphs.tasks import load_config
 from neural_graphs.tasks._run import read_config
 from neural_graphs.zoo import ImageSet, make_zoo
 
@@ -106,3 +108,21 @@ def test_encoders_are_trained_alike(zoo: Path, tmp_path: Path, in_process: list[
 def test_every_encoder_of_the_ablation_exists(name: str) -> None:
     encoder = ENCODERS[name][2]
     assert sum(p.numel() for p in create_encoder(**encoder).parameters()) > 1000
+
+
+def test_accuracy_by_architecture(tmp_path: Path) -> None:
+    config = load_config("inr-mlp", [f"out={tmp_path}", "encoder.name=ng-gnn"])
+    tables = [
+        {"a": {"accuracy": x, "n": 4, "seen": True}, "b": {"accuracy": 0.5, "n": 2, "seen": False}} for x in (0, 1)
+    ]
+    about = {"test_accuracy": 0.5, "val_accuracy": 0.5, "parameters": 1, "seconds": 1.0, "peak_memory_mb": 1.0}
+    configs = tuple(replace(config, out=str(tmp_path / str(k))) for k in (0, 1))
+    found = {c.out: {**about, "per_architecture": table} for c, table in zip(configs, tables, strict=True)}
+    rows = {r["variant"]: r for r in module._rows(module.Method("m", "v", configs), found) if "networks" in r}
+    assert {name: (r["mean"], r["networks"]) for name, r in rows.items()} == {
+        "v, a": (0.5, 4),
+        "v, b, never seen": (0.5, 2),
+    }
+    assert rows["v, a"]["values"] == [0.0, 1.0]
+    single = {out: {**m, "per_architecture": {"a": m["per_architecture"]["a"]}} for out, m in found.items()}
+    assert not [r for r in module._rows(module.Method("m", "v", configs), single) if "networks" in r]

@@ -138,11 +138,24 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]]) -> list[Row]:
         "seeds": [config.seed for config in finished],
         "encoder": dict(finished[0].encoder),
     }
-    return [
+    rows = [
         row(method.name, metric, [m[metric] for m in metrics], method.variant, **about)
         for metric in ("test_accuracy", "val_accuracy")
         if all(m.get(metric) is not None for m in metrics)
     ]
+    return rows + _rows_by_architecture(method, metrics)
+
+
+def _rows_by_architecture(method: Method, metrics: Sequence[dict[str, Any]]) -> list[Row]:
+    """Where the test split holds several architectures: the accuracy on each, and whether it was trained on."""
+    tables = [m.get("per_architecture") or {} for m in metrics]
+    rows = []
+    for name, entry in tables[0].items() if len(tables[0]) > 1 else ():
+        where = name if entry["seen"] else f"{name}, never seen"
+        variant = ", ".join(filter(None, (method.variant, where)))
+        values = [table[name]["accuracy"] for table in tables]
+        rows.append(row(method.name, "test_accuracy", values, variant, networks=entry["n"]))
+    return rows
 
 
 def _dataset(zoo: Zoo, config: TrainConfig) -> dict[str, Any]:

@@ -189,6 +189,10 @@ def _about(entry: Row) -> str:
         parts.append(f"{entry['epochs']} epochs")
     if "seconds" in entry:
         parts.append(f"{entry['seconds']:,.0f} s")
+    if "seconds_per_epoch" in entry:
+        parts.append(f"{entry['seconds_per_epoch']:.1f} s per epoch")
+    if "networks" in entry:
+        parts.append(f"{entry['networks']} networks")
     if "peak_memory_mb" in entry:
         parts.append(f"{entry['peak_memory_mb']:,.0f} MB peak")
     if "matmul_gflops" in entry:
