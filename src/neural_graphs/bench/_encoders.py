@@ -13,7 +13,7 @@ from neural_graphs.bench._results import Row
 from neural_graphs.errors import UserError
 from neural_graphs.tasks import TrainConfig, load_config
 
-BASE = ("inr-cpu", "optimizer.epochs=8", "limit_train=4000")
+BASE = ("inr-cpu", "optimizer.epochs=4", "limit_train=8000")
 """Preset and settings that all methods share."""
 
 _GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 4, "sigma": 1.0}
