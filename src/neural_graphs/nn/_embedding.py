@@ -145,17 +145,15 @@ class RawEmbedding(nn.Module):
 class PositionEmbedding(nn.Module):
     """Tells input neurons apart, output neurons apart, and hidden layers (not their neurons) by depth.
 
-    Inputs and outputs have learned rows. A hidden layer's embedding is a learned linear map of sines and cosines of its
-    distance from the input and from the output, so that networks deeper than any in the training zoo have one too.
+    Inputs and outputs have learned rows, a hidden layer has a ``DepthEmbedding``.
     """
 
-    def __init__(self, width: int, max_io: int, waves: int = 8) -> None:
+    def __init__(self, width: int, max_io: int) -> None:
         super().__init__()
-        self.max_io, self.waves = max_io, waves
+        self.max_io = max_io
         self.inputs = nn.Parameter(torch.randn(max_io, width))
         self.outputs = nn.Parameter(torch.randn(max_io, width))
-        self.depth = nn.Linear(4 * waves, width, bias=False)
-        nn.init.normal_(self.depth.weight, std=(2 * waves) ** -0.5)
+        self.depth = DepthEmbedding(width)
 
     def forward(self, spec: GraphSpec, node_set: int) -> Tensor:
         """``[n, F]`` for inputs and outputs, ``[1, F]`` for a hidden layer."""
@@ -164,11 +162,23 @@ class PositionEmbedding(nn.Module):
             return self.inputs[: nodes.size]
         if nodes.role == "output":
             return self.outputs[: nodes.size]
-        weight = self.depth.weight
-        distance = torch.tensor([nodes.depth, spec.depth - nodes.depth], dtype=weight.dtype, device=weight.device)
-        rates = 2.0 ** -torch.arange(self.waves, dtype=weight.dtype, device=weight.device)
+        return self.depth(nodes.depth, spec.depth - nodes.depth).unsqueeze(0)
+
+
+class DepthEmbedding(nn.Linear):
+    """A learned linear map of sines and cosines of a layer's distance from the input and from the output, ``[F]``, so that
+    networks deeper than any in the training zoo have one too."""
+
+    def __init__(self, width: int, waves: int = 8) -> None:
+        super().__init__(4 * waves, width, bias=False)
+        nn.init.normal_(self.weight, std=(2 * waves) ** -0.5)
+
+    def forward(self, below: int, above: int) -> Tensor:  # type: ignore[override]
+        like = self.weight
+        distance = torch.tensor([below, above], dtype=like.dtype, device=like.device)
+        rates = 2.0 ** -torch.arange(self.in_features // 4, dtype=like.dtype, device=like.device)
         angle = (distance[:, None] * rates).flatten() * (math.pi / 2)
-        return self.depth(torch.cat([angle.cos(), angle.sin()])).unsqueeze(0)
+        return super().forward(torch.cat([angle.cos(), angle.sin()]))
 
 
 def nodewise(function: Callable[[Tensor], Tensor], nodes: Nodes) -> Nodes:

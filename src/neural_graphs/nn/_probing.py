@@ -1,0 +1,152 @@
+"""The baseline that looks at functions: run every network on learned inputs, read the responses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from neural_graphs.errors import UserError
+from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
+from neural_graphs.nn._embedding import DepthEmbedding
+from neural_graphs.nn._encoder import Encoder, Encoding, Reads
+from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source
+from neural_graphs.nn._registry import register_encoder
+
+
+@register_encoder("probing")
+class Probing(Encoder):
+    """K probes through every network, their responses through a perceptron -> one vector ``[B, width]`` per network.
+
+    With ``probe_reads="outputs"`` this is ProbeGen (Kahana et al. 2025): it sees what networks compute, never their
+    weights, so whatever leaves the function alone leaves the vector alone. ``"neurons"`` also reads inside: each hidden
+    neuron is a token, its K responses, and tokens are pooled over layers (after HiddenProbe). Any mixture of architectures
+    with these numbers of inputs and outputs is read, traced modules on vectors included.
+
+    Args:
+        width: of the perceptron and the vector.
+        layers: of the perceptron. The default and the three of ``GraphHead`` are ProbeGen's six.
+        probes: K.
+        inputs: number of inputs of every network.
+        outputs: number of outputs of every network.
+        probe_generator: "deep-linear" (ProbeGen), or "points" (free, "vanilla probing").
+        generator_depth: linear maps of the deep linear generator.
+        probe_reads: "outputs" or "neurons".
+        dropout: after every layer of the perceptron.
+
+    ``fit_normalization`` also measures mean and standard deviation of each output over the zoo and the probes, with which
+    responses are standardised. Other numbers of inputs or outputs, and graphs that cannot be run, raise ``UserError``.
+    """
+
+    def __init__(
+        self,
+        width: int = 256,
+        layers: int = 3,
+        probes: int = 128,
+        inputs: int = 2,
+        outputs: int = 1,
+        probe_generator: str = "deep-linear",
+        generator_depth: int = 2,
+        probe_reads: str = "outputs",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(width, layers, probes, inputs, outputs) < 1:
+            raise UserError("probing: width, layers, probes, inputs and outputs must be positive")
+        if probe_reads not in get_args(ProbeReads):
+            raise UserError(f"probes cannot read {probe_reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
+        self.width, self.inputs, self.outputs = width, inputs, outputs
+        self.probes = probe_source(probe_generator, probes, inputs, generator_depth)
+        self.neurons = NeuronPooling(probes, width) if probe_reads == "neurons" else None
+        self.features = probes * outputs + (2 * width if self.neurons is not None else 0)
+        steps: list[nn.Module] = []
+        for before, after in itertools.pairwise([self.features] + [width] * layers):
+            steps += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
+        self.net = nn.Sequential(*steps)
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(outputs))
+        self.register_buffer("std", torch.ones(outputs))
+
+    def check_readable(self, graph: NeuralGraph) -> None:
+        check_probed(graph, self.inputs)
+        if graph.spec.num_outputs != self.outputs:
+            raise UserError(
+                f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
+            )
+
+    def fit_normalization(self, graphs: Iterable[NeuralGraph]) -> None:
+        sums = torch.zeros(3, self.outputs, dtype=torch.float64)
+
+        def measured() -> Iterable[NeuralGraph]:
+            for graph in graphs:
+                with torch.no_grad():
+                    values = self._outputs(graph, self._responses(graph)).double().flatten(0, 1)
+                sums.add_(torch.stack([torch.ones_like(values), values, values.square()]).sum(1).cpu())
+                yield graph
+
+        super().fit_normalization(measured())
+        mean = sums[1] / sums[0]
+        std = (sums[2] / sums[0] - mean.square()).clamp_min(0).sqrt()
+        if not std.isfinite().all():
+            raise UserError("some networks of the zoo answer probes with NaN or infinity")
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
+
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
+        batch = GraphBatch.of(batch)
+        if not batch.buckets:
+            return Encoding(batch, vector=self.net(self.mean.new_zeros(0, self.features)))
+        return Encoding(batch, vector=batch.restore([self._encode(graph) for graph in batch.buckets]))
+
+    def _encode(self, graph: NeuralGraph) -> Tensor:
+        self.check_readable(graph)
+        values = self._responses(graph)
+        outputs = (self._outputs(graph, values) - self.mean) / self.std
+        found = [outputs.flatten(1)]
+        if self.neurons is not None:
+            found.append(self.neurons(graph.spec, values))
+        return self.net(torch.cat(found, 1))
+
+    def _responses(self, graph: NeuralGraph) -> list[Tensor]:
+        """``[B, K, n]`` per node set; zeros where a traced module never holds the values."""
+        points = self.probes.points.to(graph.dtype)
+        return [
+            points.new_zeros(graph.batch_size, len(points), nodes.size) if value is None else value
+            for nodes, value in zip(graph.spec.node_sets, graph.responses(points), strict=True)
+        ]
+
+    def _outputs(self, graph: NeuralGraph, values: list[Tensor]) -> Tensor:
+        """``[B, K, outputs]``."""
+        chosen = [v for nodes, v in zip(graph.spec.node_sets, values, strict=True) if nodes.role == "output"]
+        return torch.cat(chosen, 2) if len(chosen) > 1 else chosen[0]
+
+
+class NeuronPooling(nn.Module):
+    """Hidden neurons as tokens: their K responses and their layer's depth, through a perceptron, pooled ``[B, 2 F]``.
+
+    Mean and maximum over the neurons of each layer, then the mean over layers: independent of the order of neurons, for any
+    widths and depths.
+    """
+
+    def __init__(self, probes: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.responses = nn.Linear(probes, width)
+        self.depth = DepthEmbedding(width)
+        self.token = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+    def forward(self, spec: GraphSpec, values: Sequence[Tensor]) -> Tensor:
+        """``values`` ``[B, K, n]`` per node set -> ``[B, 2 F]``."""
+        layers = []
+        for nodes, value in zip(spec.node_sets, values, strict=True):
+            if nodes.role == "hidden":
+                depth = self.depth(nodes.depth, spec.depth - nodes.depth)
+                tokens = self.token(self.responses(value.transpose(1, 2)) + depth)
+                layers.append(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
+        if not layers:
+            return values[0].new_zeros(len(values[0]), 2 * self.width)
+        return torch.stack(layers).mean(0)
