@@ -10,6 +10,7 @@ from neural_graphs.nn._mlp import WeightMLP as WeightMLP
 from neural_graphs.nn._ng_gnn import NGGNN as NGGNN
 from neural_graphs.nn._normalization import Normalization as Normalization
 from neural_graphs.nn._probes import ProbeFeatures as ProbeFeatures
+from neural_graphs.nn._probing import Probing as Probing
 from neural_graphs.nn._registry import create_encoder as create_encoder
 from neural_graphs.nn._registry import list_encoders as list_encoders
 from neural_graphs.nn._registry import register_encoder as register_encoder
