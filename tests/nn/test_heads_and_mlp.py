@@ -14,7 +14,7 @@ from neural_graphs.nn._embedding import pad_kernel
 from neural_graphs.testing import random_graph, random_stack
 
 
-@pytest.mark.parametrize("name", list_encoders())
+@pytest.mark.parametrize("name", sorted(set(list_encoders()) - {"probing"}))  # it looks at what networks compute
 def test_scale_of_the_zoo_does_not_matter(name: str, build: Any, stack: Stack) -> None:
     """Encoders see weights relative to the training networks' statistics: other units, same answer."""
     encoder, graph = build(name), random_graph(stack, 6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -47,6 +49,9 @@ class Encoder(nn.Module):
     invariant: ClassVar[bool] = True
     """Whether permuting neurons leaves the network's representation unchanged; the test battery holds it to that."""
 
+    vectors: ClassVar[bool] = False
+    """Whether an encoding is one vector per network, with no embedding of neurons or edges."""
+
     edge_dtype: torch.dtype | None = None
     """Precision of edge embeddings inside encoders that have them; None is that of the parameters. ``torch.bfloat16``
     halves memory and, where the processor multiplies bfloat16 matrices, time."""
@@ -78,3 +83,48 @@ class Encoder(nn.Module):
 
     def load_extra_state(self, data: dict[str, Any]) -> None:
         self.normalization = Normalization.from_json(data.get("normalization"))
+
+    # -- files, here and on the Hub -----------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``model.safetensors``. ``RunError`` when they cannot be written."""
+        from neural_graphs.nn import _hub
+
+        _hub.write_model(Path(folder), self, _hub.encoder_config(self))
+
+    @staticmethod
+    def from_pretrained(source: str | os.PathLike[str], revision: str | None = None) -> Encoder:
+        """Read an encoder, in evaluation mode, from a folder or from the Hugging Face Hub: ``"owner/name"``, or
+        ``"hf:owner/name"`` where a folder may have the same name. A saved classifier's encoder is read too.
+
+        Only ``config.json`` and ``model.safetensors`` are downloaded, at ``revision`` (a branch, tag or commit), and neither
+        is executed. The token is the one that ``huggingface_hub`` knows (``HF_TOKEN``, ``hf auth login``).
+
+        Raises:
+            UserError: there is no such model, a file is missing, broken or truncated, or was written by a newer version.
+            RunError: the Hub cannot be reached.
+        """
+        from neural_graphs.nn import _hub
+
+        return _hub.load_encoder(source, revision)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Upload to the repository ``"owner/name"`` of the Hugging Face Hub, made where there is none; its address.
+
+        Beside the two files of ``save_pretrained`` goes a README.md: task, configuration, parameters, ``metrics`` (name ->
+        value), versions, and how to load it. ``message`` is the commit's; the token as in ``from_pretrained``.
+
+        Raises:
+            UserError: the name is none, or the Hub does not let you write there.
+            RunError: the Hub cannot be reached.
+        """
+        from neural_graphs.nn import _hub
+
+        return _hub.push(repo_id, self, _hub.encoder_config(self), metrics, private, message)

@@ -74,7 +74,8 @@ class GraphHead(nn.Module):
     def forward(self, encoding: Encoding) -> Tensor:
         """``[B, targets]`` in the batch's order. Raises ``UserError`` for networks that it cannot read."""
         if encoding.vector is not None:
-            return self.mlp(self._vector(encoding.vector))
+            self.check_vectors()
+            return self.mlp(encoding.vector)
         pooled = []
         for graph, nodes in zip(encoding.batch.buckets, given_nodes(encoding), strict=True):
             self.check_readable(graph)
@@ -90,14 +91,14 @@ class GraphHead(nn.Module):
             return self.mlp(first.weight.new_zeros(0, first.in_features))
         return self.mlp(encoding.batch.restore(pooled))
 
-    def _vector(self, vector: Tensor) -> Tensor:
+    def check_vectors(self) -> None:
+        """Raise ``UserError`` unless this head reads encoders that give one vector per network."""
         if self.pooling != "concat":
             raise UserError(
                 f"this encoder gives one vector per network, so there is nothing to pool: leave out pooling={self.pooling}"
             )
         if self.outputs > 1:
             raise UserError("this encoder gives one vector per network: make its head with outputs=1")
-        return vector
 
 
 class NodeHead(nn.Module):

@@ -24,6 +24,7 @@ class WeightMLP(Encoder):
     """
 
     invariant = False
+    vectors = True
 
     def __init__(self, parameters: int = 1185, width: int = 512, layers: int = 3, dropout: float = 0.2) -> None:
         super().__init__()

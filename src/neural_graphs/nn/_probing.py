@@ -41,6 +41,8 @@ class Probing(Encoder):
     responses are standardised. Other numbers of inputs or outputs, and graphs that cannot be run, raise ``UserError``.
     """
 
+    vectors = True
+
     def __init__(
         self,
         width: int = 256,

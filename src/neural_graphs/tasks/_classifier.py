@@ -9,24 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from neural_graphs import __version__
-from neural_graphs._io import atomic_write, read_json, write_json
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
 from neural_graphs.graph._files import check_finite
-from neural_graphs.nn import Encoder, GraphHead, create_encoder
+from neural_graphs.nn import Encoder, GraphHead
+from neural_graphs.nn._hub import (
+    FORMAT,
+    broken_config,
+    build_encoder,
+    push,
+    read_model_config,
+    read_weights,
+    write_model,
+)
 from neural_graphs.tasks._architecture import recognise
 from neural_graphs.tasks._config import AugmentConfig, OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
     from neural_graphs.zoo._store import ZooSplit
 
-FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 EVAL_BATCH = 128
 
 
@@ -57,7 +61,7 @@ class Classifier(nn.Module):
         if num_classes < 1 or len(names) != num_classes:
             raise UserError(f"{num_classes} classes and {len(names)} class names do not fit together")
         self.encoder = encoder
-        self.head = _head(encoder.width, outputs, num_classes, head or {})
+        self.head = _head(encoder, outputs, num_classes, head or {})
         self.head_config = dict(head or {})
         self.num_classes, self.outputs, self.class_names = num_classes, outputs, names
         self.architectures = tuple(architectures)
@@ -99,6 +103,7 @@ class Classifier(nn.Module):
             "head",
             "log",
             "limit_train",
+            "views",
             "hold_out",
         }
         if unknown := set(options) - optimizer - own:
@@ -130,10 +135,12 @@ class Classifier(nn.Module):
     def check_readable(self, graph: NeuralGraph) -> None:
         """Raise ``UserError`` with one line when this model cannot read networks like ``graph``."""
         self.encoder.check_readable(graph)
-        if graph.spec.num_outputs != self.outputs:
+        if self.encoder.vectors and graph.spec.num_outputs != self.outputs:
             raise UserError(
                 f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
             )
+        if not self.encoder.vectors:
+            self.head.check_readable(graph)
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
@@ -205,65 +212,58 @@ class Classifier(nn.Module):
 
         Raises ``RunError`` when the disk is full or not writable.
         """
-        folder = Path(folder)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with atomic_write(folder / WEIGHTS) as temporary:
-            save_file(tensors, temporary, dict(metadata or {}))
-        write_json(folder / CONFIG, self.config())
+        write_model(Path(folder), self, self.config(), metadata)
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Classifier:
-        """Read a model back from ``save``, or from the folder of a training run.
+    def from_pretrained(cls, source: str | os.PathLike[str], revision: str | None = None) -> Classifier:
+        """Read a model back from ``save``, from the folder of a training run, or from the Hugging Face Hub:
+        ``"owner/name"``, or ``"hf:owner/name"`` where a folder may have the same name.
+
+        Only ``config.json`` and ``model.safetensors`` are downloaded, at ``revision`` (a branch, tag or commit), and neither
+        is executed. The token is the one that ``huggingface_hub`` knows (``HF_TOKEN``, ``hf auth login``).
 
         Raises:
-            UserError: a file is missing, broken or truncated, or was written by a newer version.
+            UserError: there is no such model, a file is missing, broken or truncated, or was written by a newer version.
+            RunError: the Hub cannot be reached.
         """
-        folder = Path(folder)
-        if not (folder / CONFIG).is_file() and (folder / "model" / CONFIG).is_file():
-            folder = folder / "model"
-        if not folder.is_dir():
-            raise UserError(f"there is no model folder {folder}")
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
-                raise UserError(f"{folder} holds no model: it has no {name}")
-        model = cls._from_config(read_json(folder / CONFIG), folder)
-        try:
-            model.load_state_dict(load_file(folder / WEIGHTS))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise UserError(
-                f"{folder / WEIGHTS} is broken or truncated ({str(error).splitlines()[0]}): copy it again"
-            ) from None
-        except RuntimeError:
-            raise UserError(f"{folder / WEIGHTS} does not belong to {CONFIG}: their tensors differ") from None
-        return model.eval()
-
-    @classmethod
-    def _from_config(cls, config: Any, folder: Path) -> Classifier:
-        if not isinstance(config, dict) or config.get("task") != "classify":
-            raise UserError(f"{folder / CONFIG} describes no classifier")
-        found = config.get("format")
-        if not isinstance(found, int) or found > FORMAT:
-            raise UserError(
-                f"{folder} was made by a newer version of neural-graphs (format {found}, this version reads up to "
-                f"{FORMAT}): upgrade with `pip install --upgrade neural-graphs`"
-            )
-        try:
-            encoder = create_encoder(**config["encoder"])
-            encoder.load_extra_state(config["state"])
-            return cls(
-                encoder,
+        folder, config = read_model_config(source, revision, {"classify": "classifier"})
+        with broken_config(folder):
+            model = cls(
+                build_encoder(config),
                 config["num_classes"],
                 config["outputs"],
                 class_names=config["class_names"],
                 architectures=[Stack.from_json(entry) for entry in config["architectures"]],
                 head=config.get("head"),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder / CONFIG} is broken: {error!r}") from None
+        read_weights(model, folder)
+        return model.eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        private: bool | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Upload to the repository ``"owner/name"`` of the Hugging Face Hub, made where there is none; its address.
+
+        Beside the two files of ``save`` goes a README.md: task, configuration, parameters, ``metrics`` (name -> value),
+        versions, and how to load it. ``message`` is the commit's; the token as in ``from_pretrained``.
+
+        Raises:
+            UserError: the name is none, or the Hub does not let you write there.
+            RunError: the Hub cannot be reached.
+        """
+        return push(repo_id, self, self.config(), metrics, private, message)
 
 
-def _head(width: int, outputs: int, num_classes: int, arguments: Mapping[str, Any]) -> GraphHead:
+def _head(encoder: Encoder, outputs: int, num_classes: int, arguments: Mapping[str, Any]) -> GraphHead:
     try:
-        return GraphHead(width, outputs, num_classes, **arguments)
+        head = GraphHead(encoder.width, 1 if encoder.vectors else outputs, num_classes, **arguments)
     except TypeError as error:
         raise UserError(f"head: {error}") from None
+    if encoder.vectors:
+        head.check_vectors()
+    return head
