@@ -33,7 +33,14 @@ def networks(stack: Stack, labels: np.ndarray, seed: int) -> dict[str, Tensor]:
     return {name: value * (1 + 2 * classes).view(-1, *(1,) * (value.dim() - 1)) for name, value in values.items()}
 
 
-def write_zoo(path: Path, stacks: dict[str, Stack], count: int = 96, shard: int = 40) -> Zoo:
+def write_zoo(
+    path: Path,
+    stacks: dict[str, Stack],
+    count: int = 96,
+    shard: int = 40,
+    more: dict[str, np.ndarray] | None = None,
+) -> Zoo:
+    """``more`` are further columns, an entry per network."""
     numbers = np.arange(count)
     split = np.array([("train", "train", "train", "val", "test", "train")[i % 6] for i in numbers], dtype=object)
     label = (numbers // 6) % 3
@@ -44,6 +51,7 @@ def write_zoo(path: Path, stacks: dict[str, Stack], count: int = 96, shard: int 
             for number, first in enumerate(range(0, len(mine), shard)):
                 part = mine[first : first + shard]
                 columns = {"network": part, "split": split[part], "label": label[part], "score": part / count}
+                columns |= {key: value[part] for key, value in (more or {}).items()}
                 here = {key: value[first : first + shard] for key, value in tensors.items()}
                 writer.append(name, number, here, columns)
         return writer.finish()
@@ -72,6 +80,11 @@ def configure(zoo: Zoo, out: Path, **changes: Any) -> TrainConfig:
     )
     optimizer = {key: changes.pop(key) for key in list(changes) if hasattr(base.optimizer, key)}
     return replace(base, optimizer=replace(base.optimizer, **optimizer), **changes)
+
+
+@pytest.fixture(scope="session")
+def make_zoo() -> Any:
+    return write_zoo
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
 from neural_graphs.tasks import Classifier, evaluate, train
-from neural_graphs.tasks._data import training_networks
+from neural_graphs.tasks._data import check_splits, limit_views, training_networks
 from neural_graphs.tasks._train import build
 from neural_graphs.zoo import Zoo
 
@@ -74,3 +76,35 @@ def test_networks_that_are_only_tested_are_refused_before_training(mixed_zoo: Zo
     with pytest.raises(UserError, match="reads networks of 33 parameters, this one has 58"):
         train(config(mixed_zoo, tmp_path / "run", hold_out=[UNSEEN], encoder=encoder), quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_views_keeps_so_many_networks_of_every_image(make_zoo: Any, tmp_path: Path, config: Any) -> None:
+    """The second source has images of the same numbers; splits repeat every 6 networks, and so do images."""
+    numbers = np.arange(96)
+    image, source = numbers % 24, np.where(numbers < 48, "train", "test").astype(object)
+    zoo = make_zoo(tmp_path / "zoo", {"a0": Stack.mlp((2, 3, 1))}, more={"image": image, "source_split": source})
+    assert Counter(zip(image[zoo.train.rows], source[zoo.train.rows], strict=True)).most_common(1)[0][1] == 2
+    kept, _ = training_networks(config(zoo, tmp_path / "run", views=1), zoo)
+    first = {}
+    for row in zoo.train.rows.tolist():
+        first.setdefault((image[row], source[row]), row)
+    assert kept.rows.tolist() == sorted(first.values()) and len(kept) == len(zoo.train) // 2
+    for views in (0, 2, 5):
+        assert limit_views(zoo.train, views).rows.tolist() == zoo.train.rows.tolist()
+    limited, _ = training_networks(config(zoo, tmp_path / "run", views=1, limit_train=9), zoo)
+    assert len(limited) == 9 and set(limited.rows) <= set(kept.rows)
+
+
+def test_an_image_in_two_splits_is_refused(zoo: Zoo, make_zoo: Any, tmp_path: Path, config: Any) -> None:
+    stacks, numbers = {"a0": Stack.mlp((2, 3, 1))}, np.arange(96)
+    check_splits(zoo)  # it does not say which image a network is of
+    image = numbers % 48
+    check_splits(make_zoo(tmp_path / "good", stacks, more={"image": image}))
+    image[[51, 60]] = 1000  # networks of val and train
+    bad = make_zoo(tmp_path / "bad", stacks, more={"image": image})
+    with pytest.raises(UserError, match=r"networks 51 \(val\) and 60 \(train\) are of one image"):
+        train(config(bad, tmp_path / "run"), quiet=True)
+    source = np.where(numbers == 60, "test", "train").astype(object)  # images of two sources, of the same number
+    check_splits(make_zoo(tmp_path / "apart", stacks, more={"image": image, "source_split": source}))
+    with pytest.raises(UserError, match="views: .* no column image"):
+        training_networks(config(zoo, tmp_path / "run", views=1), zoo)

@@ -22,7 +22,7 @@ from neural_graphs.tasks import _fit as fit_module
 from neural_graphs.tasks._config import to_yaml
 from neural_graphs.zoo import Zoo
 
-AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01)
+AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01, symmetry=True)
 OPTIONS: dict[str, Any] = {"augment": AUGMENT, "ema": 0.9}
 
 
@@ -111,7 +111,8 @@ def test_kill_in_a_step_or_between_best_model_and_state(
 def test_a_failed_write_loses_nothing(
     zoo: Zoo, tmp_path: Path, config: Any, straight: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from neural_graphs.tasks import _classifier, _run
+    from neural_graphs.nn import _hub
+    from neural_graphs.tasks import _run
 
     settings = config(zoo, tmp_path / "run", **OPTIONS)
     calls = 0
@@ -126,7 +127,7 @@ def test_a_failed_write_loses_nothing(
 
     from safetensors.torch import save_file
 
-    monkeypatch.setattr(_classifier, "save_file", full)
+    monkeypatch.setattr(_hub, "save_file", full)
     monkeypatch.setattr(_run, "save_file", full)
     with pytest.raises(RunError, match="No space left on device"):
         train(settings, quiet=True)

@@ -84,7 +84,7 @@ def test_same_seed_same_weights_whatever_happened_before(zoo: Zoo, tmp_path: Pat
 
 def test_accelerate_changes_nothing(zoo: Zoo, tmp_path: Path, config: Any) -> None:
     """Its obvious twin: a plain loop in torch alone."""
-    from neural_graphs.tasks._fit import DROPOUT, _seed
+    from neural_graphs.tasks._changes import DROPOUT, seed_of
     from neural_graphs.tasks._train import build
     from neural_graphs.zoo._loader import Loader
 
@@ -96,7 +96,7 @@ def test_accelerate_changes_nothing(zoo: Zoo, tmp_path: Path, config: Any) -> No
     with torch.random.fork_rng(devices=()):
         for epoch in range(2):
             for sample in Loader(zoo.train, 16).epoch(epoch):
-                torch.manual_seed(_seed(0, DROPOUT, step, 0))
+                torch.manual_seed(seed_of(0, DROPOUT, step, 0))
                 optimizer.param_groups[0]["lr"] = 1e-2 * min(1.0, (step + 1) / 4)
                 model.train()
                 loss = torch.nn.functional.cross_entropy(model(sample.batch), sample.labels)

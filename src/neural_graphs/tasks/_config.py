@@ -58,6 +58,8 @@ class AugmentConfig:
         noise: standard deviation of the noise on each tensor, relative to the tensor's own.
         dropout: probability of a parameter to become 0.
         exact_translation: translate at the first layer only, where it is exactly a shift of the input.
+        symmetry: replace every network by a random one that computes the same function: neurons reordered, their signs,
+            phases and scales (1/2 to 2) changed where the non-linearity allows it.
     """
 
     translation: float = 0.0
@@ -66,6 +68,7 @@ class AugmentConfig:
     noise: float = 0.0
     dropout: float = 0.0
     exact_translation: bool = False
+    symmetry: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class TrainConfig:
         eval_unit: "epochs" or "steps".
         patience: stop after so many validations without improvement; 0: never.
         limit_train: train on so many networks of the split, chosen by ``seed``; null: all.
+        views: train on so many networks per image at most, where a zoo has several (``zoo make --views``); 0: all.
         hold_out: architectures, as ``str(stack)`` prints them ("2-48-16-1 sine:30"), whose networks are neither trained on
             nor validated with, so that the test split shows seen and unseen architectures.
         log: "jsonl" (log.jsonl in the run folder), or "tensorboard" (that as well, if TensorBoard is installed).
@@ -113,6 +117,7 @@ class TrainConfig:
     eval_unit: Literal["epochs", "steps"] = "epochs"
     patience: int = 0
     limit_train: int | None = None
+    views: int = 0
     hold_out: list[str] = field(default_factory=list)
     log: Literal["jsonl", "tensorboard"] = "jsonl"
 
@@ -131,7 +136,10 @@ class TrainConfig:
             )
             < 0
             or self.augment.dropout >= 1,
-            "seed, threads and patience must not be negative": min(self.seed, self.threads, self.patience) < 0,
+            "seed, threads, patience and views must not be negative": min(
+                self.seed, self.threads, self.patience, self.views
+            )
+            < 0,
             "eval_every must be at least 1": self.eval_every < 1,
             "limit_train must be at least 1": self.limit_train is not None and self.limit_train < 1,
             "encoder.name is missing: set it to one of `neural_graphs.list_encoders()`": "name" not in self.encoder,

@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,10 +19,10 @@ from torch import Tensor
 from neural_graphs._progress import Progress, _Silent, progress
 from neural_graphs.errors import RunError
 from neural_graphs.tasks._average import Average
+from neural_graphs.tasks._changes import DROPOUT, Changes, seed_of
 from neural_graphs.tasks._classifier import EVAL_BATCH
 from neural_graphs.tasks._metrics import score
 from neural_graphs.tasks._runtime import Interrupted, accelerator, interruptible, precision, threads
-from neural_graphs.zoo._augment import augment
 from neural_graphs.zoo._loader import Loader, Sample
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._config import TrainConfig
     from neural_graphs.tasks._run import RunFolder
     from neural_graphs.zoo._store import ZooSplit
-
-AUGMENT, DROPOUT = 1, 2  # streams of random numbers
 
 
 @dataclass
@@ -99,9 +96,7 @@ class _Loop:
         self.core = model.to(device.device)
         self.model, self.optimizer = device.prepare(self.core, optimizer)
         self.average = Average(self.core, options.ema) if options.ema else None
-        self.strengths = asdict(config.augment)
-        self.augments = any(value for key, value in self.strengths.items() if key != "exact_translation")
-        self.generator = torch.Generator()
+        self.changes = Changes(config.augment, config.seed)
         self.course = Course()
         self.best: dict[str, Tensor] | None = None
         self.sums = torch.zeros(3, dtype=torch.float64, device=device.device)  # loss, hits, networks since validation
@@ -148,11 +143,8 @@ class _Loop:
 
     def _step(self, sample: Sample) -> None:
         course, device, options = self.course, self.accelerator, self.config.optimizer
-        batch = sample.batch
-        if self.augments:
-            self.generator.manual_seed(_seed(self.config.seed, AUGMENT, course.step, device.process_index))
-            batch = augment(batch, self.generator, **self.strengths)
-        torch.manual_seed(_seed(self.config.seed, DROPOUT, course.step, device.process_index))
+        batch = self.changes(sample.batch, course.step, device.process_index)
+        torch.manual_seed(seed_of(self.config.seed, DROPOUT, course.step, device.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._rate(course.step)
         labels = sample.labels.to(device.device)
@@ -312,10 +304,6 @@ class _Loop:
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
 
 
 def _own_random_numbers(config: TrainConfig) -> contextlib.AbstractContextManager[None]:
