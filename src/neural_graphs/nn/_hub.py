@@ -176,7 +176,7 @@ def _download(source: str, repo: str, revision: str | None) -> Path:
         )
     except Exception as error:  # each version of huggingface_hub has its own network errors
         here = "" if source.startswith("hf:") else f"there is no folder {source}, and "
-        _explain(error, here, repo, f"{repo} cannot be downloaded from the Hub")
+        _explain(error, here, repo, f"{repo} cannot be downloaded from the Hub, and is not in its cache here")
 
 
 def push(
@@ -216,18 +216,19 @@ def _explain(error: Exception, here: str, repo: str, failed: str) -> NoReturn:
     """One line for what went wrong between here and the Hub; ``here`` is said first, ``failed`` where nothing is known."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    cause = error.__cause__ or error  # a failed download is said to be missing from the cache, because of ...
+    status = getattr(getattr(cause, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
         raise UserError(f"{here}{repo} has no such revision on the Hub") from None
     if isinstance(error, GatedRepoError):
         raise UserError(f"{here}{repo} is gated: ask for access on its page, then {_LOG_IN}") from None
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         raise UserError(
-            f"{here}the Hub has no repository {repo} that you may read: check the name or, if it is private, {_LOG_IN}"
+            f"{here}the Hub has no {repo} that you may use: check the name or, if it is private, {_LOG_IN}"
         ) from None
     if status in (401, 403) or type(error).__name__ == "LocalTokenNotFoundError":
         raise UserError(f"{here}the Hub does not let you do this with {repo}: {_LOG_IN}") from None
-    raise RunError(f"{here}{failed}: {type(error).__name__}: {_line(error)}") from error
+    raise RunError(f"{here}{failed} ({type(cause).__name__}: {_line(cause)})") from error
 
 
 def _line(error: BaseException) -> str:
