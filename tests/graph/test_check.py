@@ -25,7 +25,7 @@ def freeze(spec: PermutationSpec, parameter: str, position: int) -> PermutationS
         if name == parameter:
             entry = tuple(Axis.fixed(a.size) if k == position else a for k, a in enumerate(entry))
         axes.append((name, entry))
-    return replace(spec, axes=tuple(axes))
+    return replace(spec, axes=tuple(axes), rescalings=())
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -204,7 +204,7 @@ def test_git_rebasin_round_trip() -> None:
         "fc2.bias": (None,),
     }
     shapes = {name: tuple(axis.size for axis in axes) for name, axes in spec.axes}
-    assert PermutationSpec.from_axes_to_perm(table, shapes) == replace(spec, activations=())
+    assert PermutationSpec.from_axes_to_perm(table, shapes) == replace(spec, activations=(), rescalings=())
     with pytest.raises(UserError, match="fc0.weight"):
         PermutationSpec.from_axes_to_perm(table, {"fc0.weight": (2,)})
 

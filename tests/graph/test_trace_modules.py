@@ -13,15 +13,20 @@ import neural_graphs as ng
 from neural_graphs.bench._trace_nets import SMALL
 from neural_graphs.errors import UserError
 from neural_graphs.graph import NeuralGraph
+from neural_graphs.graph._activation import Activation, ActivationModule
 from neural_graphs.graph._trace import trace_module
-from neural_graphs.testing import random_stack
+from neural_graphs.testing import random_inputs, random_stack
 
 
 def stack_of_kind(kind: str, seed: int) -> tuple[nn.Module, Tensor]:
     stack = random_stack(seed, kind)  # type: ignore[arg-type]
-    from neural_graphs.testing import random_inputs
-
-    return stack.module().eval(), random_inputs(stack, 5, torch.float32)
+    module = stack.module()
+    if (
+        kind == "siren"
+    ):  # a stack's own module has the frequencies on the parameters, which is what the tracer would see
+        pairs = [(nn.Linear(a.inputs, a.outputs, bias=a.bias), a.activation.module()) for a in stack.layers]
+        module = nn.Sequential(*(step for pair in pairs for step in pair))
+    return module.eval(), random_inputs(stack, 5, torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "siren", "cnn"])
@@ -34,6 +39,7 @@ def test_recording_and_reading_layers_agree(kind: str, seed: int) -> None:
     assert fast.stack is not None and recorded.stack is None
     assert recorded.symmetries.axes == fast.symmetries.axes
     assert recorded.symmetries.activations == fast.symmetries.activations
+    assert recorded.symmetries.rescalings == fast.symmetries.rescalings
     for ours, theirs in zip(recorded.spec.node_sets, fast.spec.node_sets, strict=True):
         assert (ours.size, ours.role, ours.depth, ours.activation) == (
             theirs.size,
@@ -51,6 +57,31 @@ def test_recording_and_reading_layers_agree(kind: str, seed: int) -> None:
         )
     for a, b in zip((*recorded.nodes, *recorded.edges), (*fast.nodes, *fast.edges), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_recording_and_reading_layers_agree_on_phases(bias: bool) -> None:
+    sines = [ActivationModule(Activation("sine", omega)) for omega in (30.0, 1.0, 2.5)]
+    module = nn.Sequential(
+        nn.Linear(2, 4), sines[0], nn.Linear(4, 3, bias=bias), sines[1], nn.Linear(3, 2), sines[2], nn.Linear(2, 1)
+    ).eval()
+    fast, recorded = ng.trace(module), trace_module(module, torch.rand(5, 2))
+    assert fast.stack is not None
+    assert recorded.symmetries == fast.symmetries
+    kinds = [r.kind for r in fast.symmetries.rescalings]
+    assert kinds == (["phase", "sign"] * 3 if bias else ["phase", "sign", "sign", "phase", "sign"])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "siren", "cnn"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rescalings_of_stacks_hold(kind: str, seed: int) -> None:
+    """Each kind on the running network: maxima pass on scales, not signs; averages pass on both."""
+    stack = random_stack(seed, kind)  # type: ignore[arg-type]
+    module, inputs = stack.module().double().eval(), random_inputs(stack, 5)
+    graph = ng.trace(module)
+    for found in {r.kind for r in graph.symmetries.rescalings}:
+        report = graph.check(module, inputs, kinds=(found,), samples=2)
+        assert report.passed and report.error <= 1e-10, (found, report)
 
 
 @pytest.mark.parametrize("name", list(SMALL))

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, get_args
 
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._layout import Layout
+from neural_graphs.graph._rescaling import Rescaling, Term
 from neural_graphs.graph._spec import Axis, PermutationSpec
-from neural_graphs.graph._stack import Stack
+from neural_graphs.graph._stack import Layer, Stack
 
 Role = Literal["input", "hidden", "output"]
 
@@ -281,12 +282,13 @@ def _validate_places(name: str, shape: tuple[int, ...], places: tuple[Place, ...
 
 @lru_cache(maxsize=4096)
 def spec_of_stack(stack: Stack) -> GraphSpec:
-    """Node sets, blocks and symmetry classes of a plain stack."""
+    """Node sets, blocks, symmetry classes and rescalings of a plain stack."""
     last = len(stack.layers)
     sets = [NodeSet("input", stack.layers[0].inputs, "input", 0)]
     blocks = []
     axes: list[tuple[str, tuple[Axis, ...]]] = []
     kinds = []
+    rescalings: list[Rescaling] = []
     for depth, layer in enumerate(stack.layers, start=1):
         symmetry = f"P{depth - 1}" if depth < last else None
         axis = Axis.of(symmetry, layer.outputs)
@@ -302,4 +304,24 @@ def spec_of_stack(stack: Stack) -> GraphSpec:
         sets.append(NodeSet(layer.name, layer.outputs, role, depth, layer.activation, bias, axis))
         if symmetry:
             kinds.append((symmetry, layer.activation))
-    return GraphSpec(tuple(sets), tuple(blocks), PermutationSpec(tuple(axes), tuple(kinds)))
+            rescalings += _rescalings_of_layer(symmetry, layer, stack.layers[depth])
+    return GraphSpec(tuple(sets), tuple(blocks), PermutationSpec(tuple(axes), tuple(kinds), (), tuple(rescalings)))
+
+
+def _rescalings_of_layer(symmetry: str, layer: Layer, following: Layer) -> list[Rescaling]:
+    """What the units of one hidden layer allow beside permutations: those that the tracer finds, in its order.
+
+    Averages over positions pass on every factor, a maximum positive ones only: max(-x) is not -max(x).
+    """
+    names = [layer.weight, *([layer.bias_name] if layer.bias_name else ())]
+    found = []
+    if layer.activation.scale:
+        terms = (*(Term(name, 0, 1.0) for name in names), Term(following.weight, 1, -1.0))
+        found.append(Rescaling("scale", symmetry, terms))
+    if layer.activation.sign and not layer.pool.startswith("max"):
+        outgoing = Term(following.weight, 1, 1.0)
+        if layer.activation.phase and layer.activation.omega and layer.bias_name:
+            shift = Term(layer.bias_name, 0, shift=math.pi / abs(layer.activation.omega))
+            found.append(Rescaling("phase", symmetry, (shift, outgoing)))
+        found.append(Rescaling("sign", symmetry, (*(Term(name, 0, 1.0) for name in names), outgoing)))
+    return found
