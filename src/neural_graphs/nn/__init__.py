@@ -1,5 +1,6 @@
 """Encoders of neural graphs, and heads that read them."""
 
+from neural_graphs.nn._combined import Combined as Combined
 from neural_graphs.nn._delta import DeltaHead as DeltaHead
 from neural_graphs.nn._encoder import Encoder as Encoder
 from neural_graphs.nn._encoder import Encoding as Encoding
