@@ -72,13 +72,13 @@ def pool(head: GraphHead, rows: list[Tensor]) -> Tensor:
     if head.pooling == "concat":
         return torch.cat(rows)
     if head.pooling == "mean":
-        return sum(rows) / len(rows)
+        return torch.stack(rows).sum(0) / len(rows)
     if head.pooling == "max":
         return torch.stack([max(row[f] for row in rows) for f in range(len(rows[0]))])
     module: Any = head.pool
     if head.pooling == "attention":
         scores = [module.query(torch.tanh(module.value(r)) * torch.sigmoid(module.gate(r))).exp() for r in rows]
-        return sum(score / sum(scores) * row for score, row in zip(scores, rows, strict=True))
+        return sum((s / sum(scores) * row for s, row in zip(scores, rows, strict=True)), torch.zeros(()))
     for block in module.blocks:
         rows = attend(block, rows, rows)
     (pooled,) = attend(module.pool, [module.seed[0, 0]], [module.feed(row) for row in rows])
@@ -143,8 +143,14 @@ def test_any_number_of_outputs_can_be_pooled(encoder: Any) -> None:
 
 
 def test_last_is_every_hidden_set_of_the_greatest_depth() -> None:
-    sets = [("x", "input", 0), ("a", "hidden", 1), ("b", "hidden", 2), ("c", "hidden", 2), ("y", "output", 3)]
-    node_sets: Any = tuple(NodeSet(name, 2, role, depth, axis=Axis.fixed(2)) for name, role, depth in sets)
+    sets: list[tuple[str, Any, int]] = [
+        ("x", "input", 0),
+        ("a", "hidden", 1),
+        ("b", "hidden", 2),
+        ("c", "hidden", 2),
+        ("y", "output", 3),
+    ]
+    node_sets = tuple(NodeSet(name, 2, role, depth, axis=Axis.fixed(2)) for name, role, depth in sets)
     spec = GraphSpec(node_sets, (), PermutationSpec(()))
     assert [pooled_sets(spec, over) for over in OVER] == [[4], [2, 3], [0, 1, 2, 3, 4]]
 
