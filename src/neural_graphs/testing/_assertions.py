@@ -1,10 +1,11 @@
-"""Assertions that a model of networks is invariant or equivariant to the permutations of their neurons."""
+"""Assertions that a model of networks is invariant or equivariant to their symmetries: permutation, scale, sign, phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,19 @@ def assert_invariant(
     seed: int = 0,
     tolerance: float | None = None,
     control: Literal["group", "networks"] = "group",
+    kinds: Collection[str] = ("permutation",),
+    spread: float = 4.0,
 ) -> float:
-    """Permuting the neurons of every network leaves ``model(graph)`` as it is.
+    """Permuting (or rescaling) the neurons of every network leaves ``model(graph)`` as it is.
 
-    ``model`` maps a batch to a tensor ``[B, ...]`` (or an ``Encoding`` with a ``vector``); modules run in evaluation mode
-    and without gradients. The negative control ``"group"`` permutes all tensors but one, which makes other networks, and
-    demands that the model notices; ``"networks"`` demands only that it tells the batch's networks apart, for models that
-    are invariant to more than the group (statistics of weights). Returns the largest relative error; raises
-    ``AssertionError`` with what was found, ``UserError`` when no network has a neuron that could move.
+    ``kinds`` and ``spread`` say which elements of the group are drawn, as in ``PermutationSpec.sample``. ``model`` maps a
+    batch to a tensor ``[B, ...]`` (or an ``Encoding`` with a ``vector``); modules run in evaluation mode and without
+    gradients. The negative control ``"group"`` moves all tensors but one, which makes other networks, and demands that the
+    model notices; ``"networks"`` demands only that it tells the batch's networks apart, for models that are invariant to
+    more than the group (statistics of weights). Returns the largest relative error; raises ``AssertionError`` with what was
+    found, ``UserError`` when no network has a neuron that could move.
     """
-    batch, tolerance = _prepare(graph, tolerance)
+    batch, tolerance = _prepare(graph, tolerance, kinds)
     generator = torch.Generator().manual_seed(seed)
     error, noticed = 0.0, 0.0
     with _evaluating(model):
@@ -45,15 +49,15 @@ def assert_invariant(
         if control == "networks":
             noticed = float((before - before[:1]).abs().max()) / max(size, 1e-300)
         for sample in range(samples):
-            elements = _draw(batch, generator)
+            elements = _draw(batch, generator, kinds, spread)
             error = max(error, _relative(_vector(model(_permute(batch, elements))), before))
             if control == "group":
                 wrong = _permute(batch, elements, leave=sample)
                 noticed = max(noticed, _relative(_vector(model(wrong)), before))
     assert error <= tolerance, (
-        f"not invariant: permuting neurons changes the output by {error:.1e} (tolerance {tolerance:.0e})"
+        f"not invariant: {_doing(kinds)} neurons changes the output by {error:.1e} (tolerance {tolerance:.0e})"
     )
-    what = "a wrong permutation" if control == "group" else "another network"
+    what = f"a wrong {' and '.join(kinds)}" if control == "group" else "another network"
     assert noticed > tolerance, f"this proves nothing: {what} changes the output by only {noticed:.1e}"
     return error
 
@@ -65,42 +69,66 @@ def assert_equivariant(
     samples: int = 3,
     seed: int = 0,
     tolerance: float | None = None,
+    kinds: Collection[str] = ("permutation",),
+    spread: float = 4.0,
+    values: Literal["changes", "networks"] = "changes",
 ) -> float:
-    """Whatever ``model`` says of neurons and parameters moves with them when they are permuted.
+    """Whatever ``model`` says of neurons and parameters moves with them when they are permuted (or rescaled).
 
     ``model`` is an encoder (its ``Encoding``'s nodes and edges are compared), or an encoder and head that give a
-    ``NeuralGraph`` or a stacked state dict (one value, such as a change, per parameter; a single architecture then). The
-    negative control demands that something does move: values that are the same for all neurons of a layer prove nothing.
-    Returns and raises as ``assert_invariant``.
+    ``NeuralGraph`` or a stacked state dict (one value per parameter; a single architecture then). ``values`` says what
+    these are: changes to be added to the parameters, to which the linear part of the group acts, or other networks of the
+    same kind. The two differ for phases, which add half a period to a bias, but not to its change.
+
+    ``kinds`` and ``spread`` are those of ``PermutationSpec.sample``. Embeddings that are ``rescaled`` (see ``Encoding``)
+    must be multiplied by the factor of their neuron, edges by that of the receiver over that of the sender; a phase turns
+    what goes out of a neuron, so it multiplies the edges of its outgoing weights, and no node. Values are compared after
+    division by the factor, so that errors are relative to what a neuron had before. The negative control demands that
+    something does move: values that are the same for all neurons of a layer prove nothing. Returns and raises as
+    ``assert_invariant``.
     """
-    batch, tolerance = _prepare(graph, tolerance)
+    batch, tolerance = _prepare(graph, tolerance, kinds)
     generator = torch.Generator().manual_seed(seed)
     error, moved = 0.0, 0.0
     with _evaluating(model):
         before = model(batch)
         for _ in range(samples):
-            elements = _draw(batch, generator)
-            after = _parts(model(_permute(batch, elements)), batch)
-            expected = _parts(before, batch, elements)
+            elements = _draw(batch, generator, kinds, spread)
+            after = _parts(model(_permute(batch, elements)), batch, None, values)
+            expected = _parts(before, batch, elements, values)
             assert len(after) == len(expected) > 0, "the model gives no embedding of neurons or parameters"
-            for (name, found), (_, right), (_, still) in zip(after, expected, _parts(before, batch), strict=True):
-                difference = _relative(found, right)
+            for found, right, still in zip(after, expected, _parts(before, batch, None, values), strict=True):
+                back = found.value if right.factor is None else found.value / right.factor
+                difference = _relative(back, right.value)
                 assert difference <= tolerance, (
-                    f"not equivariant: {name} differs by {difference:.1e} from what the permutation says "
-                    f"(tolerance {tolerance:.0e})"
+                    f"not equivariant: {found.name} differs by {difference:.1e} from what the "
+                    f"{' and '.join(kinds)} says (tolerance {tolerance:.0e})"
                 )
-                error, moved = max(error, difference), max(moved, _relative(right, still))
-    assert moved > tolerance, f"this proves nothing: permuting moves the values by only {moved:.1e}"
+                shown = right.value if right.factor is None else right.value * right.factor
+                error, moved = max(error, difference), max(moved, _relative(shown, still.value))
+    assert moved > tolerance, f"this proves nothing: {_doing(kinds)} moves the values by only {moved:.1e}"
     return error
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------------
 
 
-def _prepare(graph: Networks, tolerance: float | None) -> tuple[GraphBatch, float]:
+def _doing(kinds: Collection[str]) -> str:
+    words = (["permuting"] if "permutation" in kinds else []) + (["rescaling"] if set(kinds) - {"permutation"} else [])
+    return " and ".join(words)
+
+
+def _prepare(
+    graph: Networks, tolerance: float | None, kinds: Collection[str] = ("permutation",)
+) -> tuple[GraphBatch, float]:
     batch = GraphBatch.of(graph)
-    if all(size < 2 for bucket in batch.buckets for size in bucket.symmetries.classes.values()):
-        raise UserError("these networks have no symmetry to test: give one with a hidden layer of two or more neurons")
+    symmetries = [bucket.symmetries for bucket in batch.buckets]
+    permuted = "permutation" in kinds and any(size > 1 for spec in symmetries for size in spec.classes.values())
+    if not permuted and not any(rescaling.kind in kinds for spec in symmetries for rescaling in spec.rescalings):
+        named = ", ".join(kinds)
+        raise UserError(
+            f"these networks have no symmetry to test ({named}): give one with a hidden layer of two or more neurons"
+        )
     return batch, TOLERANCE[batch.buckets[0].dtype] if tolerance is None else tolerance
 
 
@@ -117,8 +145,10 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = True
 
 
-def _draw(batch: GraphBatch, generator: torch.Generator) -> list[Element]:
-    return [bucket.symmetries.sample(generator, bucket.batch_size) for bucket in batch.buckets]
+def _draw(
+    batch: GraphBatch, generator: torch.Generator, kinds: Collection[str] = ("permutation",), spread: float = 4.0
+) -> list[Element]:
+    return [bucket.symmetries.sample(generator, bucket.batch_size, kinds, spread) for bucket in batch.buckets]
 
 
 def _permute(batch: GraphBatch, elements: Sequence[Element], leave: int | None = None) -> GraphBatch:
@@ -144,51 +174,104 @@ def _vector(found: Any) -> Tensor:
     return value
 
 
-def _parts(found: Any, batch: GraphBatch, elements: Sequence[Element] | None = None) -> list[tuple[str, Tensor]]:
-    """Named tensors of an answer, moved by ``elements`` where given."""
+class Part(NamedTuple):
+    """One tensor of an answer, permuted, and the factor (if any) with which its entries must have been multiplied."""
+
+    name: str
+    value: Tensor
+    factor: Tensor | None = None
+
+
+def _parts(found: Any, batch: GraphBatch, elements: Sequence[Element] | None, values: str) -> list[Part]:
+    """The tensors of an answer, moved by ``elements`` where given."""
     if isinstance(found, NeuralGraph):
         found = found.to_state_dict(batched=True)
     if isinstance(found, Mapping):
-        state = dict(found)
-        return list(
-            (batch.buckets[0].symmetries.apply(state, elements[0], batched=True) if elements else state).items()
-        )
+        return _parameters(dict(found), batch.buckets[0], elements[0] if elements else None, values)
     if not isinstance(found, Encoding):
         raise UserError(f"assert_equivariant cannot read a {type(found).__name__}: give an Encoding or a NeuralGraph")
     parts = []
     for k, bucket in enumerate(batch.buckets):
-        element = elements[k] if elements else None
+        spec, element = bucket.spec, elements[k] if elements else None
+        # kind -> factor of every neuron of every node set, [B, n]
+        scale = [_factors(bucket, element, s, ("scale", "sign")) for s in range(len(spec.node_sets))]
+        phase = [_factors(bucket, element, s, ("phase",)) for s in range(len(spec.node_sets))]
         for s, nodes in enumerate(found.nodes[k] if found.nodes else ()):
             if nodes is not None:
-                parts.append((f"node set {s} of architecture {k}", _move_nodes(nodes, bucket.spec, element, s)))
+                factor = scale[s].unsqueeze(-1).to(nodes) if found.rescaled else None
+                parts.append(Part(f"node set {s} of architecture {k}", _move_nodes(nodes, spec, element, s), factor))
         for d, edges in enumerate(found.edges[k] if found.edges else ()):
             if edges is not None:
-                block = bucket.spec.blocks[d % len(bucket.spec.blocks)]
-                parts.append((f"edges {d} of architecture {k}", _move_edges(edges, bucket.spec, element, block)))
+                block = spec.blocks[d % len(spec.blocks)]
+                factor = None
+                if found.rescaled:
+                    source = _spread_sources(scale[block.source], block, edges)
+                    ratio = scale[block.target].unsqueeze(-1) / source
+                    ratio = ratio if d < len(spec.blocks) else 1 / ratio
+                    ratio = ratio * _spread_sources(phase[block.source], block, edges)
+                    factor = ratio.unsqueeze(-1).to(edges)
+                parts.append(Part(f"edges {d} of architecture {k}", _move_edges(edges, spec, element, block), factor))
     return parts
 
 
-def _neurons(spec: GraphSpec, element: Element, node_set: int) -> Tensor:
+def _parameters(state: dict[str, Tensor], graph: NeuralGraph, element: Element | None, values: str) -> list[Part]:
+    """One value per parameter. A change is divided by its factor; another network is compared as it is."""
+    if element is None:
+        return [Part(name, value) for name, value in state.items()]
+    if values == "networks":
+        return [Part(*item) for item in graph.symmetries.apply(state, element, batched=True).items()]
+    linear = replace(
+        graph.symmetries,
+        rescalings=tuple(
+            replace(r, terms=tuple(replace(term, offset=0.0, shift=0.0) for term in r.terms))
+            for r in graph.symmetries.rescalings
+        ),
+    )
+    permuted = graph.symmetries.apply(state, {c: element[c] for c in element if c in linear.classes}, batched=True)
+    rescaled = {c: element[c] for c in element if c not in linear.classes}
+    ones = {name: torch.ones_like(value) for name, value in state.items()}
+    factors = linear.apply(ones, rescaled, batched=True)
+    return [Part(name, value, factors[name] if rescaled else None) for name, value in permuted.items()]
+
+
+def _factors(graph: NeuralGraph, element: Element | None, node_set: int, kinds: Collection[str]) -> Tensor:
+    """The product of the factors of these kinds of each neuron of a node set, ``[B, n]``; 1 where it has none."""
+    nodes = graph.spec.node_sets[node_set]
+    found = torch.ones(graph.batch_size, nodes.size, dtype=torch.float64)
+    for number, rescaling in enumerate(graph.symmetries.rescalings):
+        key = f"{rescaling.kind}:{number}"
+        if element is not None and key in element and rescaling.kind in kinds and rescaling.symmetry == nodes.symmetry:
+            found = found * element[key]
+    return found
+
+
+def _spread_sources(factor: Tensor, block: Block, edges: Tensor) -> Tensor:
+    """``[B, n_source]`` -> ``[B, n_out, n_in / groups]``."""
+    by_group = factor.unflatten(1, (block.groups, edges.shape[2]))
+    return by_group.repeat_interleave(edges.shape[1] // block.groups, 1)
+
+
+def _neurons(spec: GraphSpec, element: Element, node_set: int, batch: int) -> Tensor:
     """Where each neuron of a node set comes from, ``[B, n]``."""
     axis, over = spec.node_sets[node_set].axis, spec.symmetries.over
     classes = dict(axis.classes)
     action = PermutationSpec((("neurons", (axis,)),), over=tuple(entry for entry in over if entry[0] in classes))
-    batch = next(iter(element.values())).shape[0]
     still = {"neurons": torch.arange(axis.size).expand(batch, -1)}
-    return action.apply(still, {name: element[name] for name in classes}, batched=True)["neurons"]
+    moves = {name: element[name] for name in classes if name in element}
+    return action.apply(still, moves, batched=True)["neurons"]
 
 
 def _move_nodes(x: Tensor, spec: GraphSpec, element: Element | None, node_set: int) -> Tensor:
     if element is None:
         return x
-    return x.take_along_dim(_neurons(spec, element, node_set).unsqueeze(-1), 1)
+    return x.take_along_dim(_neurons(spec, element, node_set, len(x)).unsqueeze(-1), 1)
 
 
 def _move_edges(x: Tensor, spec: GraphSpec, element: Element | None, block: Block) -> Tensor:
     """Edges ``[B, n_out, n_in / groups, F]``: a target's sources are numbered within its group."""
     if element is None:
         return x
-    target, source = (_neurons(spec, element, s) for s in (block.target, block.source))
+    target, source = (_neurons(spec, element, s, len(x)) for s in (block.target, block.source))
     each = x.shape[2]
     inner = (source % each).unflatten(1, (block.groups, each))  # sources of one group come from one group
     inner = inner.repeat_interleave(x.shape[1] // block.groups, 1)
