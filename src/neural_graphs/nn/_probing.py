@@ -94,7 +94,7 @@ class Probing(Encoder):
         mean = sums[1] / sums[0]
         std = (sums[2] / sums[0] - mean.square()).clamp_min(0).sqrt()
         if not std.isfinite().all():
-            raise UserError("some networks of the zoo answer probes with NaN or infinity")
+            raise UserError("some networks of the zoo answer probes with NaN or infinity: leave them out")
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
