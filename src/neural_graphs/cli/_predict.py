@@ -18,7 +18,11 @@ def add(verbs: Any) -> None:
         run,
         "A file that cannot be read is reported and the others are classified all the same; the exit code is then 2.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="folder of a training run or of a saved model")
+    parser.add_argument(
+        "run_dir",
+        metavar="RUN",
+        help="folder of a training run or of a saved model, or hf:OWNER/NAME of a model on the Hugging Face Hub",
+    )
     parser.add_argument(
         "files", metavar="CKPT", nargs="+", help="network files: .safetensors, .pt, .pth, .bin or .ckpt"
     )
