@@ -37,7 +37,9 @@ def test_shapes(name: str, build: Any, stack: Stack) -> None:
         return
     (nodes,), (edges,) = encoding.nodes, encoding.edges
     assert [tuple(x.shape) for x in nodes] == [(4, n, encoder.width) for n in stack.widths]
-    blocks = [(4, after, before, encoder.width) for before, after in zip(stack.widths, stack.widths[1:], strict=False)]
+    blocks = [
+        (4, after, before, encoder.edge_width) for before, after in zip(stack.widths, stack.widths[1:], strict=False)
+    ]
     assert [tuple(e.shape) for e in edges][: len(blocks)] == blocks
     assert len(edges) % len(blocks) == 0
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
-from neural_graphs.nn import NGGNN, Encoding
+from neural_graphs.nn import NGGNN, NGT, Encoding
 from neural_graphs.nn._embedding import RawEmbedding, pad_kernel
 from neural_graphs.nn._ng_gnn import STD_EPSILON, NGGNNLayer
 from neural_graphs.nn._probes import ProbeFeatures
@@ -45,13 +45,13 @@ class EdgeListTwin(nn.Module):
             flipped = adjacency.transpose(1, 2)
             adjacency = torch.cat([adjacency, flipped, adjacency + flipped], -1)
             source, target = torch.cat([source, target]), torch.cat([target, source])
-        dense = encoder.embedding.edge_in(_embed(encoder.embedding.edge_embedding, adjacency))
+        dense = encoder.embedding.edge_in(embed(encoder.embedding.edge_embedding, adjacency))
         e = dense[:, source, target].flatten(0, 1)
 
         # One big disconnected graph, network b's nodes offset by b * N.
         offset = torch.arange(batch, device=source.device).unsqueeze(1) * size
         source_all, target_all = (source + offset).flatten(), (target + offset).flatten()
-        x = _embed_nodes(encoder, graph).flatten(0, 1)
+        x = embed_nodes(encoder, graph).flatten(0, 1)
         for layer in encoder.layers:
             assert isinstance(layer, NGGNNLayer)
             x = _convolve(layer, x, e, source_all, target_all, encoder.average_log_degree)
@@ -71,7 +71,7 @@ class EdgeListTwin(nn.Module):
         )
 
 
-def dense_adjacency(encoder: NGGNN, graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
+def dense_adjacency(encoder: NGGNN | NGT, graph: NeuralGraph) -> tuple[Tensor, Tensor, Tensor]:
     """``E[b, i, j]`` the normalised weight from node i to node j, zeros elsewhere, and the edges ``(source, target)``."""
     starts = [0]
     for nodes in graph.spec.node_sets:
@@ -90,15 +90,15 @@ def dense_adjacency(encoder: NGGNN, graph: NeuralGraph) -> tuple[Tensor, Tensor,
     return adjacency, torch.cat(sources).to(device), torch.cat(targets).to(device)
 
 
-def _embed(embedding: RawEmbedding, x: Tensor) -> Tensor:
+def embed(embedding: RawEmbedding, x: Tensor) -> Tensor:
     if embedding.frequencies is not None:
         angle = x @ embedding.frequencies
         x = torch.cat([torch.cos(angle), torch.sin(angle)], -1)
     return embedding.linear(x)
 
 
-def _embed_nodes(encoder: NGGNN, graph: NeuralGraph) -> Tensor:
-    x = _embed(encoder.embedding.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
+def embed_nodes(encoder: NGGNN | NGT, graph: NeuralGraph) -> Tensor:
+    x = embed(encoder.embedding.node_embedding, torch.cat(encoder.normalization.biases(graph), 1))
     if encoder.embedding.probes is not None:
         x = x + _probe(encoder.embedding.probes, graph)
     positions = [

@@ -9,6 +9,7 @@ from neural_graphs.nn._heads import GraphHead as GraphHead
 from neural_graphs.nn._heads import NodeHead as NodeHead
 from neural_graphs.nn._mlp import WeightMLP as WeightMLP
 from neural_graphs.nn._ng_gnn import NGGNN as NGGNN
+from neural_graphs.nn._ng_t import NGT as NGT
 from neural_graphs.nn._normalization import Normalization as Normalization
 from neural_graphs.nn._probes import ProbeFeatures as ProbeFeatures
 from neural_graphs.nn._probing import Probing as Probing

@@ -97,21 +97,25 @@ class GraphEmbedding(nn.Module):
         wanted: Iterable[int],
         dtype: torch.dtype | None = None,
     ) -> dict[int, Tensor]:
-        """Embeddings ``[B, n_out, n_in / groups, F]`` of the ``wanted`` directions, by number.
-
-        A residual is a weight of 1, at the centre of the kernel.
-        """
-        blocks = [
-            pad_kernel(edges, block.features, block.kernel, self.kernel)
-            if block.features
-            else pad_kernel(edges.new_ones(*edges.shape[:-1], 1), 1, (), self.kernel)
-            for block, edges in zip(graph.spec.blocks, normalization.weights(graph), strict=True)
-        ]
+        """Embeddings ``[B, n_out, n_in / groups, F]`` of the ``wanted`` directions, by number."""
+        blocks = self.raw_edges(graph, normalization)
         roles: tuple[tuple[int, ...], tuple[int, ...]] = ((0, 2), (1, 2)) if self.reverse_edges else ((0,), (0,))
         return {
             d: self.edge_embedding(blocks[directions[d].block], roles[directions[d].reverse], self.edge_in, dtype)
             for d in wanted
         }
+
+    def raw_edges(self, graph: NeuralGraph, normalization: Normalization) -> list[Tensor]:
+        """Normalised features of all blocks, ``[B, n_out, n_in / groups, kh * kw]`` with the model's kernel.
+
+        A residual is a weight of 1, at the centre of the kernel.
+        """
+        return [
+            pad_kernel(edges, block.features, block.kernel, self.kernel)
+            if block.features
+            else pad_kernel(edges.new_ones(*edges.shape[:-1], 1), 1, (), self.kernel)
+            for block, edges in zip(graph.spec.blocks, normalization.weights(graph), strict=True)
+        ]
 
 
 class RawEmbedding(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,19 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
+def attention_plan(spec: GraphSpec, layers: int, reads: Reads) -> Plan:
+    """As `plan`, for attention: both nodes of an edge attend to the other, and an edge's update reads the one back.
+
+    As in NG-T a block's own edges (direction k) are those with which its sources attend to its targets; direction
+    ``len(blocks) + k`` is the way back.
+    """
+    count = len(spec.blocks)
+    directions = tuple(Direction(k, False, b.target, b.source) for k, b in enumerate(spec.blocks))
+    directions += tuple(Direction(k, True, b.source, b.target) for k, b in enumerate(spec.blocks))
+    return _live(spec, directions, layers, reads, lambda d: ((d + count) % (2 * count),))
+
+
+@lru_cache(maxsize=4096)
 def plan(spec: GraphSpec, layers: int, reverse: bool, reads: Reads) -> Plan:
     """Dead-code elimination on the graph of computations, exact because no layer mixes nodes except along edges.
 
@@ -38,6 +52,17 @@ def plan(spec: GraphSpec, layers: int, reverse: bool, reads: Reads) -> Plan:
     directions = tuple(Direction(k, False, b.source, b.target) for k, b in enumerate(spec.blocks))
     if reverse:
         directions += tuple(Direction(k, True, b.target, b.source) for k, b in enumerate(spec.blocks))
+    return _live(spec, directions, layers, reads, lambda d: ())
+
+
+def _live(
+    spec: GraphSpec,
+    directions: tuple[Direction, ...],
+    layers: int,
+    reads: Reads,
+    needs: Callable[[int], tuple[int, ...]],
+) -> Plan:
+    """``needs`` gives the other directions that the update of a direction's edges reads."""
     everything = frozenset(range(len(spec.node_sets)))
     outputs = frozenset(s for s, nodes in enumerate(spec.node_sets) if nodes.role == "output")
     all_edges = frozenset(range(len(directions)))
@@ -45,7 +70,7 @@ def plan(spec: GraphSpec, layers: int, reverse: bool, reads: Reads) -> Plan:
     edges: list[frozenset[int]] = [frozenset()]
     for layer in range(layers, 0, -1):
         into = frozenset(d for d in all_edges if directions[d].receiver in nodes[0])
-        live = into | edges[0]
+        live = into | edges[0] | {other for d in edges[0] for other in needs(d)}
         if reads == "edges" and layer == layers:
             live = all_edges
         ends = frozenset(s for d in live for s in (directions[d].sender, directions[d].receiver))

@@ -1,0 +1,38 @@
+"""Products of tall, thin matrices: one row per edge, a few dozen columns.
+
+On x86 processors torch multiplies float32 matrices with MKL, which on other makers' processors leaves wide vector units
+idle; oneDNN, which comes with torch as well, uses them. Both compute in plain float32. Nothing here is differentiable:
+these run inside the forward and backward passes of autograd functions.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _onednn(t: Tensor) -> bool:
+    suited = _X86 and t.dtype == torch.float32 and t.device.type == "cpu" and len(t) > 0
+    return suited and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
+
+
+def apply(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows`` ``[n, k]`` times the transpose of ``weight`` ``[m, k]`` -> ``[n, m]``."""
+    if _onednn(rows):
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return rows @ weight.T
+
+
+def correlate(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over rows of outer products: ``left`` ``[n, a]``, ``right`` ``[n, b]`` -> ``[a, b]``, in float32 or wider.
+
+    The first matrix should be the narrower one.
+    """
+    if _onednn(left):
+        return torch.ops.mkldnn._linear_pointwise(left.T, right.T, None, "none", [], "")
+    product = left.T @ right
+    return product.float() if product.dtype == torch.bfloat16 else product

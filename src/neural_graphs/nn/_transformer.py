@@ -1,0 +1,136 @@
+"""The layers of NG-T, on dense blocks of edges whose first node axis is the attending one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neural_graphs.nn._attention import edge_logits, edge_update, edge_values
+from neural_graphs.nn._embedding import composed
+
+Seen = tuple[Tensor, Tensor, Tensor]
+"""What attention reads of a block: edges, and its senders' keys and values."""
+
+
+class NGTLayer(nn.Module):
+    """One layer of the relational transformer; per head h, with channels ``[·]_h``, node i attends to nodes j::
+
+    q_ij = Wq x_i + Wq' e_ij      k_ij = Wk x_j + Wk' e_ij      v_ij = (Wv x_j) * (Wm' e_ij) + Wv' e_ij
+    o_i  = W_j concat_h sum_j softmax_j([q_ij . k_ij]_h / sqrt(A)) [v_ij]_h
+    x_i <- LN(x_i + W_p o_i)                        x_i <- LN(x_i + W_s GELU(W_g x_i))
+    e_ij <- `EdgeMLP` of e_ij, e_ji, the new x_i and x_j                            (not in the last layer)
+    """
+
+    def __init__(
+        self, width: int, edge_width: int, attention_width: int, hidden: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key, self.value = (nn.Linear(width, attention_width, bias=False) for _ in range(3))
+        self.edge_query, self.edge_key, self.edge_scale, self.edge_value = (
+            nn.Linear(edge_width, attention_width, bias=False) for _ in range(4)
+        )
+        self.join = nn.Linear(attention_width, width)
+        self.project_out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.grow = nn.Linear(width, hidden, bias=False)
+        self.shrink = nn.Linear(hidden, width)
+        self.last_norm = nn.LayerNorm(width)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of nodes ``[..., F]``, side by side ``[..., 3A]``."""
+        return F.linear(x, torch.cat([self.query.weight, self.key.weight, self.value.weight]))
+
+    def attend(self, query: Tensor, seen: Sequence[Seen], own: Seen | None = None) -> Tensor:
+        """What the receivers gather, ``o`` before the map ``W_j``: ``[B, r, A]``.
+
+        ``query`` ``[B, r, A]``. Each of ``seen`` is a block ``(z, key, value)``: ``[B * groups, r / groups, s / groups, d]``
+        and ``[B, s, A]`` twice. ``own`` is what a node sees of itself: ``[B, r, d]`` and ``[B, r, A]`` twice.
+        """
+        scale = query.shape[-1] ** -0.5
+        logits, scaled, add = [], [], []
+        if own is not None:
+            e, key, value = own
+            e = e.to(query.dtype)
+            maps = torch.cat([self.edge_query.weight, self.edge_key.weight, self.edge_scale.weight])
+            to_query, to_key, to_value = F.linear(e, maps).chunk(3, -1)
+            product = (query + to_query) * (key + to_key) * scale
+            logits.append(self._apart(product).sum(-1, keepdim=True))
+        for z, key, _ in seen:
+            q, k = (t.reshape(len(z), n, t.shape[-1]) for t, n in zip((query, key), z.shape[1:3], strict=True))
+            found = edge_logits(z, self.edge_query.weight, self.edge_key.weight, q, k, self.heads)
+            logits.append(found.reshape(*query.shape[:2], *found.shape[2:]))
+        weights = list(torch.cat(logits, -1).softmax(-1).split([x.shape[-1] for x in logits], -1))
+        if own is not None:
+            weight = weights.pop(0)
+            scaled.append((weight * self._apart(value * to_value)).flatten(2))
+            add.append(weight * e.unsqueeze(2))
+        for (z, _, value), weight in zip(seen, weights, strict=True):
+            v = value.reshape(len(z), z.shape[2], value.shape[-1])
+            a, b = edge_values(z, weight.reshape(*z.shape[:2], *weight.shape[2:]), self.edge_scale.weight, v)
+            scaled.append(a.reshape(query.shape))
+            add.append(b.reshape(*query.shape[:2], *b.shape[2:]))
+        shift = torch.einsum("bnhd,hcd->bnhc", _sum(add), self.edge_value.weight.unflatten(0, (self.heads, -1)))
+        return _sum(scaled) + shift.flatten(2)
+
+    def _apart(self, t: Tensor) -> Tensor:
+        return t.unflatten(-1, (self.heads, -1))
+
+    def update(self, x: Tensor, o: Tensor) -> Tensor:
+        """The new ``x`` ``[..., F]`` from what its nodes gathered, ``o`` ``[..., A]``."""
+        x = self.norm(x + self._drop(F.linear(o, *composed(self.project_out, self.join))))
+        return self.last_norm(x + self._drop(self.shrink(F.gelu(self.grow(x)))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class EdgeMLP(nn.Module):
+    """The edge update of `NGTLayer`::
+
+    e_ij <- LN(e_ij + W_o GELU(W_e [e_ij, e_ji] + W_r x_i + W_t x_j))      e_ij <- LN(e_ij + W_s GELU(W_g e_ij))
+    """
+
+    def __init__(self, width: int, edge_width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.pair = nn.Linear(2 * edge_width, hidden)
+        self.receiver = nn.Linear(width, hidden)
+        self.sender = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, edge_width)
+        self.norm = nn.LayerNorm(edge_width)
+        self.grow = nn.Linear(edge_width, hidden, bias=False)
+        self.shrink = nn.Linear(hidden, edge_width)
+        self.last_norm = nn.LayerNorm(edge_width)
+
+    def forward(self, z: Tensor, back: Tensor, receiver: Tensor, sender: Tensor) -> Tensor:
+        """The new ``z`` ``[B * groups, r, s, d]``.
+
+        ``back`` ``[B * groups, s, r, d]`` holds ``e_ji``; ``receiver`` ``[B, r * groups, hidden]`` and ``sender`` are
+        ``W_r x_i`` and ``W_t x_j``.
+        """
+        drops = self.training and self.dropout > 0
+        keep = (_mask(z, 1 - self.dropout), _mask(z, 1 - self.dropout)) if drops else (None, None)
+        scale = 1 / (1 - self.dropout) if drops else 1.0
+        p = (receiver + self.pair.bias).reshape(len(z), z.shape[1], receiver.shape[-1])
+        q = sender.reshape(len(z), z.shape[2], sender.shape[-1])
+        maps = (
+            *(self.pair.weight, self.out.weight * scale, self.out.bias * scale, self.norm.weight, self.norm.bias),
+            *(self.grow.weight, self.shrink.weight * scale, self.shrink.bias * scale),
+            *(self.last_norm.weight, self.last_norm.bias),
+        )
+        return edge_update(z, back, p, q, maps, keep)
+
+
+def _mask(like: Tensor, share: float) -> Tensor:
+    return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(share)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
