@@ -22,7 +22,7 @@ from neural_graphs.tasks import _fit as fit_module
 from neural_graphs.tasks._config import to_yaml
 from neural_graphs.zoo import Zoo
 
-AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01, symmetry=True)
+AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01, symmetry=True, mixup=0.3)
 OPTIONS: dict[str, Any] = {"augment": AUGMENT, "ema": 0.9}
 
 

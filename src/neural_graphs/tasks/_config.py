@@ -60,6 +60,8 @@ class AugmentConfig:
         exact_translation: translate at the first layer only, where it is exactly a shift of the input.
         symmetry: replace every network by a random one that computes the same function: neurons reordered, their signs,
             phases and scales (1/2 to 2) changed where the non-linearity allows it.
+        mixup: alpha of weight-space mixup: every network is interpolated with another of its architecture in the batch,
+            aligned with it, and so are their labels, by a share from Beta(alpha, alpha).
     """
 
     translation: float = 0.0
@@ -69,6 +71,7 @@ class AugmentConfig:
     dropout: float = 0.0
     exact_translation: bool = False
     symmetry: bool = False
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)

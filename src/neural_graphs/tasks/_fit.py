@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from neural_graphs._progress import Progress, _Silent, progress
@@ -143,14 +142,14 @@ class _Loop:
 
     def _step(self, sample: Sample) -> None:
         course, device, options = self.course, self.accelerator, self.config.optimizer
-        batch = self.changes(sample.batch, course.step, device.process_index)
+        changed = self.changes(sample.batch, course.step, device.process_index)
         torch.manual_seed(seed_of(self.config.seed, DROPOUT, course.step, device.process_index))
         for group in self.optimizer.param_groups:
             group["lr"] = options.lr * self._rate(course.step)
         labels = sample.labels.to(device.device)
         self.model.train()
-        logits = self.model(batch.to(device.device))
-        losses = F.cross_entropy(logits, labels, reduction="sum")
+        logits = self.model(changed.batch.to(device.device))
+        losses = changed.losses(logits, labels).sum()
         # Gradients are averaged over processes: this makes that the mean over the whole batch, also of unequal shares.
         device.backward(losses * (device.num_processes / sample.total))
         if device.device.type == "cpu" and not math.isfinite(losses.item()):
@@ -161,7 +160,7 @@ class _Loop:
         if self.average is not None:
             self.average.update(self.core, course.step)
         self.optimizer.zero_grad()
-        hits = (logits.detach().argmax(1) == labels).sum()
+        hits = (logits.detach().argmax(1) == changed.main_labels(labels)).sum()
         self.sums += torch.stack([losses.detach().double(), hits.double(), hits.new_tensor(len(labels)).double()])
 
     def _rate(self, step: int) -> float:
