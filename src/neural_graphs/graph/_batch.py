@@ -51,7 +51,7 @@ class GraphBatch:
         """Per-bucket tensors ``[B_k, ...]`` back in one tensor ``[B, ...]`` in the given order."""
         if len(values) != len(self.buckets):
             raise UserError(f"{len(values)} tensors for {len(self.buckets)} buckets")
-        if len(values) == 1:
+        if len(values) == 1 and not torch.compiler.is_compiling():  # a compiled graph cannot ask what is in a tensor
             order = self.index[0]
             if bool((order == torch.arange(len(order))).all()):
                 return values[0]

@@ -24,9 +24,14 @@ CHUNK_ELEMENTS = 1 << 19
 
 
 def _chunks(z: Tensor) -> Iterator[slice]:
-    """Slices of the batch axis. On an accelerator one chunk: launching few large kernels matters more than cache."""
+    """Slices of the batch axis. On an accelerator one chunk: launching few large kernels matters more than cache. Nor under
+    ``torch.compile``, which would unroll the loop and fuses by itself."""
     batch = z.shape[0]
-    step = batch if z.device.type != "cpu" else max(1, CHUNK_ELEMENTS // max(1, math.prod(z.shape[1:])))
+    step = (
+        batch
+        if z.device.type != "cpu" or torch.compiler.is_compiling()
+        else max(1, CHUNK_ELEMENTS // max(1, math.prod(z.shape[1:])))
+    )
     for start in range(0, batch, max(1, step)):
         yield slice(start, min(start + step, batch))
 

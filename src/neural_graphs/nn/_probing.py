@@ -62,8 +62,8 @@ class Probing(Encoder):
             raise UserError(f"probes cannot read {probe_reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
         self.width, self.inputs, self.outputs = width, inputs, outputs
         self.probes = probe_source(probe_generator, probes, inputs, generator_depth)
-        self.neurons = NeuronPooling(probes, width) if probe_reads == "neurons" else None
-        self.features = probes * outputs + (2 * width if self.neurons is not None else 0)
+        self.neurons = NeuronPooling(probes, max(1, width // 2)) if probe_reads == "neurons" else None
+        self.features = probes * outputs + (2 * self.neurons.width if self.neurons is not None else 0)
         steps: list[nn.Module] = []
         for before, after in itertools.pairwise([self.features] + [width] * layers):
             steps += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
