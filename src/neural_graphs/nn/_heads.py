@@ -73,9 +73,14 @@ class GraphHead(nn.Module):
 
     def forward(self, encoding: Encoding) -> Tensor:
         """``[B, targets]`` in the batch's order. Raises ``UserError`` for networks that it cannot read."""
+        return self.mlp[-1](self.code(encoding))
+
+    def code(self, encoding: Encoding) -> Tensor:
+        """What the last linear map reads, ``[B, hidden]``; other maps may read it as well."""
+        hidden = self.mlp[:-1]
         if encoding.vector is not None:
             self.check_vectors()
-            return self.mlp(encoding.vector)
+            return hidden(encoding.vector)
         pooled = []
         for graph, nodes in zip(encoding.batch.buckets, given_nodes(encoding), strict=True):
             self.check_readable(graph)
@@ -88,8 +93,8 @@ class GraphHead(nn.Module):
         if not pooled:
             first = self.mlp[0]
             assert isinstance(first, nn.Linear)
-            return self.mlp(first.weight.new_zeros(0, first.in_features))
-        return self.mlp(encoding.batch.restore(pooled))
+            return hidden(first.weight.new_zeros(0, first.in_features))
+        return hidden(encoding.batch.restore(pooled))
 
     def check_vectors(self) -> None:
         """Raise ``UserError`` unless this head reads encoders that give one vector per network."""
