@@ -91,6 +91,8 @@ class TrainConfig:
         precision: of training: "fp32"; "bf16", edge embeddings in bfloat16 and everything else in float32 (faster where the
             processor multiplies bfloat16, no effect on encoders without edges); "auto", float32 with TF32 matrix products
             on CUDA. Evaluation is always in float32.
+        compile: train through ``torch.compile``. It compiles for minutes, and again for every mixture of architectures that
+            a batch holds: for long runs on one architecture.
         device: "auto" (an accelerator if there is one), or "cpu".
         seed: of the initial weights, the order of the networks, augmentation and dropout.
         threads: CPU threads; 0: one per physical core.
@@ -113,6 +115,7 @@ class TrainConfig:
     optimizer: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
     seed: int = 0
     threads: int = 0

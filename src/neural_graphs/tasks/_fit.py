@@ -21,7 +21,7 @@ from neural_graphs.tasks._average import Average
 from neural_graphs.tasks._changes import DROPOUT, Changes, seed_of
 from neural_graphs.tasks._classifier import EVAL_BATCH
 from neural_graphs.tasks._metrics import score
-from neural_graphs.tasks._runtime import Interrupted, accelerator, interruptible, precision, threads
+from neural_graphs.tasks._runtime import Interrupted, accelerator, compiled, interruptible, precision, threads
 from neural_graphs.zoo._loader import Loader, Sample
 
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class _Loop:
         )
         self.core = model.to(device.device)
         self.model, self.optimizer = device.prepare(self.core, optimizer)
+        if config.compile:
+            self.model = compiled(self.model, device.device)
         self.average = Average(self.core, options.ema) if options.ema else None
         self.changes = Changes(config.augment, config.seed)
         self.course = Course()

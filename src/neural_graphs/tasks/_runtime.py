@@ -10,8 +10,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from neural_graphs._threads import default_threads
+from neural_graphs.errors import UserError
 
 if TYPE_CHECKING:
     from neural_graphs.nn import Encoder
@@ -58,6 +60,16 @@ def precision(encoder: Encoder, config: TrainConfig, device: Any) -> Iterator[No
     finally:
         encoder.edge_dtype = before
         torch.set_float32_matmul_precision(products)
+
+
+def compiled(model: nn.Module, device: torch.device) -> Any:
+    """``model`` through ``torch.compile``, with the same parameters. Raises ``UserError`` where that cannot work."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(4, device=device))
+    except Exception as error:  # no C++ compiler, no Triton, an unsupported platform or Python
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"torch.compile does not work here: set compile=false ({reason})") from None
+    return torch.compile(model)
 
 
 class Interrupted(Exception):
