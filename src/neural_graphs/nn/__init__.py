@@ -16,3 +16,4 @@ from neural_graphs.nn._probing import Probing as Probing
 from neural_graphs.nn._registry import create_encoder as create_encoder
 from neural_graphs.nn._registry import list_encoders as list_encoders
 from neural_graphs.nn._registry import register_encoder as register_encoder
+from neural_graphs.nn._scale_gmn import ScaleGMN as ScaleGMN

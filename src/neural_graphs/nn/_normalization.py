@@ -45,6 +45,11 @@ class Normalization:
             raise UserError("there are no networks to measure weight statistics on")
         return cls(*({key: _moments(entry) for key, entry in sums[kind].items()} for kind in ("weight", "bias")))
 
+    def uncentred(self) -> Normalization:
+        """Division by the root mean square alone: for values whose signs mean something, from which nothing is subtracted."""
+        tables = ({k: (0.0, math.hypot(*moments)) for k, moments in table.items()} for table in (self.weight, self.bias))
+        return Normalization(*tables)
+
     def weights(self, graph: NeuralGraph) -> list[Tensor]:
         """Normalised edge features per block, ``[B, n_out, n_in / groups, f]``."""
         out = []
