@@ -46,7 +46,7 @@ class Normalization:
         return cls(*({key: _moments(entry) for key, entry in sums[kind].items()} for kind in ("weight", "bias")))
 
     def uncentred(self) -> Normalization:
-        """Division by the root mean square alone: for values whose signs mean something, from which nothing is subtracted."""
+        """Division by the root mean square alone, for values from which nothing may be subtracted."""
         tables = ({k: (0.0, math.hypot(*moments)) for k, moments in table.items()} for table in (self.weight, self.bias))
         return Normalization(*tables)
 
