@@ -13,10 +13,17 @@ from neural_graphs.bench._results import Row
 from neural_graphs.errors import UserError
 from neural_graphs.tasks import TrainConfig, load_config
 
-BASE = ("inr-cpu", "optimizer.epochs=4", "limit_train=8000")
+BASE = (
+    "inr-cpu",
+    "optimizer.epochs=2",
+    "optimizer.batch_size=32",
+    "optimizer.warmup_steps=50",
+    "limit_train=8000",
+    "augment={}",
+)
 """Preset and settings that all methods share."""
 
-_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 4, "sigma": 1.0}
+_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 4, "sigma": 1.0, "fourier": 32}
 _TRANSFORMER: Mapping[str, Any] = {
     "name": "ng-t",
     "width": 32,
@@ -27,6 +34,7 @@ _TRANSFORMER: Mapping[str, Any] = {
     "layers": 4,
     "heads": 4,
     "sigma": 1.0,
+    "fourier": 32,
 }
 _SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 4}
 
