@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from neural_graphs.bench import _classification as module
-from neural_graphs.bench import encoder_ablation, inr_classification, read_results
-from neural_graphs.bench._encoders import ENCODERS
+from neural_graphs.bench import encoder_ablation, inr_classification, option_ablation, read_results
+from neural_graphs.bench._ablation import ENCODERS, OPTIONS
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.nn import create_encoder
 from neural_graphs.tasks import load_config
@@ -100,13 +100,25 @@ def test_encoders_are_trained_alike(zoo: Path, tmp_path: Path, in_process: list[
     configs = [read_config(tmp_path / "runs" / name) for name in in_process]
     assert configs[0].augment == configs[1].augment and configs[0].optimizer.epochs == configs[1].optimizer.epochs == 1
     assert all(r["seconds_per_epoch"] == r["seconds"] for r in rows)
-    with pytest.raises(UserError, match="unknown method 'nonsense': choose among mlp"):
+    with pytest.raises(UserError, match="unknown 'nonsense': choose among mlp"):
         encoder_ablation(methods=("nonsense",), **arguments)
+
+
+def test_options_differ_in_nothing_else(zoo: Path, tmp_path: Path, in_process: list[str]) -> None:
+    short = ["optimizer.epochs=1", "optimizer.batch_size=16"]
+    rows = option_ablation(
+        zoo, ("mlp",), ("none", "ema"), (0,), tmp_path / "options.json", tmp_path / "runs", overrides=short
+    )
+    assert [r["variant"] for r in rows[::2]] == ["none", "ema"] and len(in_process) == 2
+    plain, ema = (read_config(tmp_path / "runs" / name) for name in in_process)
+    assert ema.optimizer.ema == 0.99 and plain.optimizer == replace(ema.optimizer, ema=0.0)
+    assert replace(plain, out="", optimizer=ema.optimizer) == replace(ema, out="")
+    assert all(load_config("inr-cpu", settings) for settings in OPTIONS.values())
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_of_the_ablation_exists(name: str) -> None:
-    encoder = ENCODERS[name][2]
+    encoder = ENCODERS[name].encoder
     assert sum(p.numel() for p in create_encoder(**encoder).parameters()) > 1000
 
 

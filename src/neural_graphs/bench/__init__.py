@@ -1,7 +1,8 @@
 """Measurements: benchmarks against textbook twins, experiments, and the tables that the docs show."""
 
+from neural_graphs.bench._ablation import encoder_ablation as encoder_ablation
+from neural_graphs.bench._ablation import option_ablation as option_ablation
 from neural_graphs.bench._classification import inr_classification as inr_classification
-from neural_graphs.bench._encoders import encoder_ablation as encoder_ablation
 from neural_graphs.bench._fit import fit as fit
 from neural_graphs.bench._results import read_results as read_results
 from neural_graphs.bench._results import row as row

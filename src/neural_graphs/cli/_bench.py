@@ -1,4 +1,4 @@
-"""`neural-graphs bench step | fit | inr | encoders | trace | tables`: measurements, and the tables made from them."""
+"""`neural-graphs bench step | fit | inr | encoders | options | trace | tables`: measurements and the tables made from them."""
 
 from __future__ import annotations
 
@@ -83,18 +83,19 @@ def add(verbs: Any) -> None:
         _encoders,
         "Finished runs are not repeated; interrupted ones go on where they were.",
     )
-    encoders.add_argument("zoo", metavar="ZOO", help="folder of a zoo")
-    encoders.add_argument("overrides", metavar="key=value", nargs="*", help="settings to override in all runs")
+    _add_ablation(encoders, "encoders-mnist")
     encoders.add_argument("--methods", metavar="A,B", help="only these (default: all)")
-    encoders.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="N,N", help="(default: 0,1,2)")
-    encoders.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time, one thread each")
-    encoders.add_argument(
-        "--out", default="results/encoders-mnist.json", metavar="FILE", help="(default: results/encoders-mnist.json)"
+    options = add_verb(
+        inner,
+        "options",
+        "train encoders with every option of training (EMA, mixup, ...) on one zoo, otherwise alike",
+        "neural-graphs bench options runs/quickstart/zoo --encoders probing --options none,ema --seeds 0 --out few.json",
+        _options,
+        "Finished runs are not repeated; interrupted ones go on where they were.",
     )
-    encoders.add_argument(
-        "--runs", default="runs/encoders-mnist", metavar="DIR", help="run folders (default: runs/encoders-mnist)"
-    )
-    add_json(encoders)
+    _add_ablation(options, "options-mnist")
+    options.add_argument("--encoders", default="ng-gnn-64,probing", metavar="A,B", help="(default: ng-gnn-64,probing)")
+    options.add_argument("--options", metavar="A,B", help="only these (default: all)")
 
     trace = add_verb(
         inner,
@@ -123,6 +124,16 @@ def add(verbs: Any) -> None:
     tables.add_argument("--results", default="results", metavar="DIR", help="(default: results)")
     tables.add_argument("--page", default="docs/results.md", metavar="FILE", help="(default: docs/results.md)")
     tables.add_argument("--readme", metavar="FILE", help="also fill the table between the marks in this README")
+
+
+def _add_ablation(parser: Parser, name: str) -> None:
+    parser.add_argument("zoo", metavar="ZOO", help="folder of a zoo")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to override in all runs")
+    parser.add_argument("--seeds", type=integers, default=(0, 1, 2), metavar="N,N", help="(default: 0,1,2)")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time, one thread each")
+    parser.add_argument("--out", default=f"results/{name}.json", metavar="FILE", help=f"(default: results/{name}.json)")
+    parser.add_argument("--runs", default=f"runs/{name}", metavar="DIR", help=f"run folders (default: runs/{name})")
+    add_json(parser)
 
 
 def _add_speed(parser: Parser, out: str) -> None:
@@ -193,19 +204,22 @@ def _encoders(options: argparse.Namespace) -> int:
     load("neural_graphs.bench")
     from neural_graphs.bench import encoder_ablation
 
-    options.resume_hint = "finished runs are kept, run the same command again to go on"
     chosen = {"methods": options.methods.split(",")} if options.methods else {}
-    rows = encoder_ablation(
-        options.zoo,
-        seeds=options.seeds,
-        out=options.out,
-        runs=options.runs,
-        overrides=options.overrides,
-        jobs=options.jobs,
-        command=options.command,
-        **chosen,
-    )
-    return _show(rows, options)
+    return _show(encoder_ablation(options.zoo, **chosen, **_ablation(options)), options)
+
+
+def _options(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
+    from neural_graphs.bench import option_ablation
+
+    chosen = {"options": options.options.split(",")} if options.options else {}
+    return _show(option_ablation(options.zoo, options.encoders.split(","), **chosen, **_ablation(options)), options)
+
+
+def _ablation(options: argparse.Namespace) -> dict[str, Any]:
+    options.resume_hint = "finished runs are kept, run the same command again to go on"
+    keys = ("seeds", "out", "runs", "overrides", "jobs", "command")
+    return {key: getattr(options, key) for key in keys}
 
 
 def _trace(options: argparse.Namespace) -> int:
