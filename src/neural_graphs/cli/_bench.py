@@ -1,4 +1,4 @@
-"""`neural-graphs bench step | fit | inr | encoders | options | trace | tables`: measurements and the tables made from them."""
+"""`neural-graphs bench VERB`: measurements, and the tables made from them."""
 
 from __future__ import annotations
 
