@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from neural_graphs.graph import GraphSpec
 
+GAIN = 0.3
+"""Initial last weights of gates, relative to the default: gates start near 1, and products of many of them stay there."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -66,6 +69,8 @@ class Gate(nn.Module):
         self.last = nn.Linear(width, width)
         self.dropout = dropout
         nn.init.ones_(self.last.bias)
+        with torch.no_grad():
+            self.last.weight *= GAIN
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         u = self.gamma(x)
@@ -101,6 +106,8 @@ class EdgeGate(nn.Module):
         self.map = nn.Linear(edge_width, edge_width, bias=False)
         nn.init.orthogonal_(self.map.weight)
         nn.init.ones_(self.last.bias)
+        with torch.no_grad():
+            self.last.weight *= GAIN
 
     def forward(self, edges: list[Tensor], nodes: Tensor, layout: Layout, spec: GraphSpec) -> list[Tensor]:
         """``nodes``: canonical ``[B, N, F]``."""

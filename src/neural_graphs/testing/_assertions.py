@@ -152,17 +152,18 @@ def _draw(
 
 
 def _permute(batch: GraphBatch, elements: Sequence[Element], leave: int | None = None) -> GraphBatch:
-    """The permuted batch; with ``leave`` the weight that many from the last stays as it was, which is wrong."""
+    """The permuted batch; with ``leave`` the moved weight that many from the last stays as it was, which is wrong."""
     buckets = []
     for bucket, element in zip(batch.buckets, elements, strict=True):
         moved = bucket.permute(element)
         if leave is not None:
-            movable = [name for name, axes in bucket.symmetries.axes if len(axes) > 1 and any(a.moves for a in axes)]
-            movable = [name for name in movable if name not in bucket.spec.canonical]
             state = {k: v for k, v in moved.to_state_dict(batched=True).items() if k not in bucket.spec.canonical}
-            name = movable[-1 - leave % len(movable)]
-            state[name] = bucket.to_state_dict(batched=True)[name]
-            moved = bucket.like(state, batched=True)
+            before = bucket.to_state_dict(batched=True)
+            weights = [name for name, axes in bucket.symmetries.axes if len(axes) > 1 and name in state]
+            movable = [name for name in weights if not torch.equal(state[name], before[name])]
+            if movable:
+                name = movable[-1 - leave % len(movable)]
+                moved = bucket.like({**state, name: before[name]}, batched=True)
         buckets.append(moved)
     return GraphBatch(tuple(buckets), batch.index)
 
