@@ -15,15 +15,14 @@ from neural_graphs.tasks import load_config
 
 BASE = (
     "inr-cpu",
-    "optimizer.epochs=2",
-    "optimizer.batch_size=32",
+    "optimizer.epochs=3",
     "optimizer.warmup_steps=50",
     "limit_train=8000",
     "augment={}",
 )
 """Preset and settings that all methods share."""
 
-_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 4, "sigma": 1.0, "fourier": 32}
+_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 3, "sigma": 1.0, "fourier": 32}
 _TRANSFORMER: Mapping[str, Any] = {
     "name": "ng-t",
     "width": 32,
@@ -31,12 +30,12 @@ _TRANSFORMER: Mapping[str, Any] = {
     "attention_width": 32,
     "hidden": 64,
     "edge_hidden": 32,
-    "layers": 4,
+    "layers": 3,
     "heads": 4,
     "sigma": 1.0,
     "fourier": 32,
 }
-_SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 4}
+_SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 3}
 
 
 @dataclass(frozen=True)
