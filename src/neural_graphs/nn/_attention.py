@@ -29,13 +29,13 @@ Part = tuple[slice, slice]
 
 
 def _parts(z: Tensor, width: int) -> Iterator[Part]:
-    """Slices of networks, or of one network's receivers where a network is large; one on an accelerator.
+    """Slices of networks, or of one network's receivers where a network is large; one where ``in_one`` says so.
 
     ``width`` is that of the widest temporary per edge.
     """
     batch, receivers, senders = z.shape[:3]
     budget = _edges.CHUNK_ELEMENTS // max(1, 2 * senders * width)  # receivers per chunk
-    if z.device.type != "cpu":
+    if _edges.in_one(z):
         budget = batch * receivers
     networks = max(1, budget // max(1, receivers))
     rows = max(1, budget) if budget < receivers else receivers
@@ -101,6 +101,7 @@ def _query_and_key(z: Tensor, weight: Tensor, query: Tensor, key: Tensor, part: 
     return both
 
 
+@torch.compiler.disable  # fused by hand
 def edge_logits(z: Tensor, query_map: Tensor, key_map: Tensor, query: Tensor, key: Tensor, heads: int) -> Tensor:
     """``logit_ijh`` ``[B, r, heads, s]``, in float32 or wider.
 
@@ -155,6 +156,7 @@ class _EdgeValues(torch.autograd.Function):
         return grad_z, grad_attention, grad_weight.to(z.dtype), grad_value.to(z.dtype)
 
 
+@torch.compiler.disable  # fused by hand
 def edge_values(z: Tensor, attention: Tensor, scale_map: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """``o`` ``[B, r, A]`` and ``a`` ``[B, r, heads, d]``, in float32 or wider.
 
@@ -245,6 +247,7 @@ def _update(z: Tensor, back: Tensor, receiver: Tensor, sender: Tensor, rest: Any
 NORM_EPSILON = 1e-5
 
 
+@torch.compiler.disable  # fused by hand
 def edge_update(
     z: Tensor,
     back: Tensor,

@@ -23,15 +23,16 @@ CHUNK_ELEMENTS = 1 << 19
 """Edge values per chunk on the CPU: 2 MiB in float32, a few of which fit the second- and third-level cache."""
 
 
+def in_one(z: Tensor) -> bool:
+    """Whether to work on a batch in one piece: on an accelerator, where launching few large kernels matters more than cache,
+    and under ``torch.compile``, which would unroll the loop and fuses by itself."""
+    return z.device.type != "cpu" or torch.compiler.is_compiling()
+
+
 def _chunks(z: Tensor) -> Iterator[slice]:
-    """Slices of the batch axis. On an accelerator one chunk: launching few large kernels matters more than cache. Nor under
-    ``torch.compile``, which would unroll the loop and fuses by itself."""
+    """Slices of the batch axis."""
     batch = z.shape[0]
-    step = (
-        batch
-        if z.device.type != "cpu" or torch.compiler.is_compiling()
-        else max(1, CHUNK_ELEMENTS // max(1, math.prod(z.shape[1:])))
-    )
+    step = batch if in_one(z) else max(1, CHUNK_ELEMENTS // max(1, math.prod(z.shape[1:])))
     for start in range(0, batch, max(1, step)):
         yield slice(start, min(start + step, batch))
 

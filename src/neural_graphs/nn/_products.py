@@ -16,6 +16,8 @@ _X86 = platform.machine().lower() in ("x86_64", "amd64")
 
 
 def _onednn(t: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # which chooses kernels by itself
+        return False
     suited = _X86 and t.dtype == torch.float32 and t.device.type == "cpu" and len(t) > 0
     return suited and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
