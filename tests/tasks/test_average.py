@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from neural_graphs.nn import create_encoder
 from neural_graphs.tasks import Classifier, train
-from neural_graphs.tasks import _fit as fit_module
 from neural_graphs.tasks._average import Average
+from neural_graphs.tasks._loop import Loop
 from neural_graphs.tasks._train import build
 from neural_graphs.zoo import Zoo
 
@@ -53,14 +53,14 @@ def test_the_average_is_validated_and_kept(
 ) -> None:
     """Training itself takes no notice: the weights along the way are those of a run without."""
     seen: dict[str, list[dict[str, Tensor]]] = {}
-    original = fit_module._Loop._step
+    original = Loop._step
 
     def record(loop: Any, sample: Any) -> None:
         original(loop, sample)
         entry = {name: value.detach().clone() for name, value in loop.core.named_parameters()}
         seen.setdefault(Path(loop.config.out).name, []).append(entry)
 
-    monkeypatch.setattr(fit_module._Loop, "_step", record)
+    monkeypatch.setattr(Loop, "_step", record)
     settings = config(zoo, tmp_path / "with", epochs=3, ema=0.8)
     train(settings, quiet=True)
     train(config(zoo, tmp_path / "without", epochs=3), quiet=True)

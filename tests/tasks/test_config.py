@@ -22,7 +22,7 @@ def test_presets_load_and_comment_every_key() -> None:
         keys = yaml.safe_load(preset_text(name))
         defaults = to_dict(TrainConfig())
         assert keys.keys() == defaults.keys()
-        assert all(keys[part].keys() == defaults[part].keys() for part in ("optimizer", "augment"))
+        assert all(keys[part].keys() == defaults[part].keys() for part in ("optimizer", "augment", "pretrain"))
 
 
 def test_paper_preset_is_the_paper() -> None:
@@ -84,6 +84,9 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("optimizer.ema=1", "optimizer.ema must be at least 0 and below 1"),
         ("seed.x=3", "seed is a single value"),
         ("precision=fp8", "precision is 'fp8', expected one of auto, fp32, bf16"),
+        ("pretrain.epochs=-1", "pretrain.epochs and reconstruction must not be negative"),
+        ("pretrain.lr=0", "pretrain.lr must be positive"),
+        ("pretrain.side=0", "pretrain.side and width must be at least 1"),
         ("views=-1", "patience and views must not be negative"),
         ("augment.mixup=-0.2", "augment: strengths must not be negative"),
         ("augment.symmetry=1", "augment.symmetry is 1, expected true or false"),

@@ -17,13 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from neural_graphs.errors import RunError, UserError
-from neural_graphs.tasks import AugmentConfig, train
-from neural_graphs.tasks import _fit as fit_module
+from neural_graphs.tasks import AugmentConfig, PretrainConfig, train
 from neural_graphs.tasks._config import to_yaml
+from neural_graphs.tasks._loop import Loop
 from neural_graphs.zoo import Zoo
 
 AUGMENT = AugmentConfig(translation=0.1, rotation=20.0, scaling=0.1, noise=0.05, dropout=0.01, symmetry=True, mixup=0.3)
 OPTIONS: dict[str, Any] = {"augment": AUGMENT, "ema": 0.9}
+EVERYTHING = OPTIONS | {"pretrain": PretrainConfig(epochs=2, side=6, width=16), "reconstruction": 0.1}
+"""8 steps of pre-training, then the 16 that ``OPTIONS`` alone have."""
 
 
 def log(run: Path) -> list[dict[str, Any]]:
@@ -52,14 +54,14 @@ def test_ctrl_c_between_any_two_steps(
     zoo: Zoo, tmp_path: Path, config: Any, straight: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(zoo, tmp_path / "run", **OPTIONS)
-    original = fit_module._Loop._step
+    original = Loop._step
 
     def press(loop: Any, sample: Any) -> None:
         original(loop, sample)
         if loop.course.step == step - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(fit_module._Loop, "_step", press)
+    monkeypatch.setattr(Loop, "_step", press)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="continue with `neural-graphs train .*config.yaml --resume`"):
         train(settings, quiet=True)
@@ -76,11 +78,12 @@ def test_ctrl_c_between_any_two_steps(
 
 KILLED = """
 import os, signal, sys
-from neural_graphs.tasks import _fit, load_config, train
+from neural_graphs.tasks import load_config, train
+from neural_graphs.tasks._loop import Loop
 
 where, count = sys.argv[2], int(sys.argv[3])
-owner, name = {"step": (_fit._Loop, "_step"), "state": (_fit._Loop, "_save_state")}[where]
-original = getattr(owner, name)
+name = {"step": "_step", "state": "_save_state"}[where]
+original = getattr(Loop, name)
 calls = 0
 
 def deadly(loop, *arguments):
@@ -90,7 +93,7 @@ def deadly(loop, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     original(loop, *arguments)
 
-setattr(owner, name, deadly)
+setattr(Loop, name, deadly)
 train(load_config(sys.argv[1]), quiet=True)
 """
 
@@ -106,6 +109,58 @@ def test_kill_in_a_step_or_between_best_model_and_state(
     assert not (tmp_path / "run" / "metrics.json").exists()
     train(settings, resume=True, quiet=True)
     assert_same(tmp_path / "run", straight)
+
+
+@pytest.fixture(scope="module")
+def everything(zoo: Zoo, tmp_path_factory: pytest.TempPathFactory, config: Any) -> Path:
+    return train(config(zoo, tmp_path_factory.mktemp("everything") / "run", **EVERYTHING), quiet=True).run_dir
+
+
+@pytest.mark.parametrize("step", [6, 10, 15])
+def test_broken_off_in_pretraining_and_behind_it(
+    zoo: Zoo, tmp_path: Path, config: Any, everything: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its second epoch, before the first validation of the classifier, and after it; without a state of that moment."""
+    settings = config(zoo, tmp_path / "run", **EVERYTHING)
+    original, calls = Loop._step, 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(loop: Any, sample: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise Killed
+        original(loop, sample)
+
+    monkeypatch.setattr(Loop, "_step", kill)
+    with pytest.raises(Killed):
+        train(settings, quiet=True)
+    monkeypatch.undo()
+    done = [(row.get("phase", "classify"), row["step"]) for row in log(tmp_path / "run")]
+    assert done == [("pretrain", 4), ("pretrain", 8), ("classify", 4)][: (step - 1) // 4]
+    train(settings, resume=True, quiet=True)
+    assert_same(tmp_path / "run", everything)
+
+
+def test_ctrl_c_in_pretraining(
+    zoo: Zoo, tmp_path: Path, config: Any, everything: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Loop._step
+
+    def press(loop: Any, sample: Any) -> None:
+        original(loop, sample)
+        if loop.phase == "pretrain" and loop.course.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_step", press)
+    settings = config(zoo, tmp_path / "run", **EVERYTHING)
+    with pytest.raises(KeyboardInterrupt, match="continue with"):
+        train(settings, quiet=True)
+    monkeypatch.undo()
+    train(settings, resume=True, quiet=True)
+    assert_same(tmp_path / "run", everything)
 
 
 def test_a_failed_write_loses_nothing(

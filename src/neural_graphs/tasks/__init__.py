@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._classifier import Classifier as Classifier
     from neural_graphs.tasks._config import AugmentConfig as AugmentConfig
     from neural_graphs.tasks._config import OptimConfig as OptimConfig
+    from neural_graphs.tasks._config import PretrainConfig as PretrainConfig
     from neural_graphs.tasks._config import TrainConfig as TrainConfig
     from neural_graphs.tasks._config import list_presets as list_presets
     from neural_graphs.tasks._config import load_config as load_config
@@ -22,6 +23,7 @@ _NAMES = {
     "AugmentConfig": "_config",
     "Classifier": "_classifier",
     "OptimConfig": "_config",
+    "PretrainConfig": "_config",
     "TrainConfig": "_config",
     "TrainResult": "_train",
     "evaluate": "_train",

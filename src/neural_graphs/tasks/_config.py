@@ -75,6 +75,25 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class PretrainConfig:
+    """Learning to draw the image of every training network (of two inputs) from its code, before the labels are looked at.
+
+    Encoder and head go on from there. Batch size, warm-up, schedule and the like are those of ``OptimConfig``.
+
+    Args:
+        epochs: passes over the training networks; 0: no pre-training.
+        lr: learning rate after the warm-up.
+        side: the image is drawn at ``side x side`` pixels.
+        width: hidden width of the decoder.
+    """
+
+    epochs: int = 0
+    lr: float = 3e-3
+    side: int = 28
+    width: int = 256
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
@@ -88,6 +107,9 @@ class TrainConfig:
         head: arguments of ``GraphHead`` that choose how neurons become one vector (``pooling``, ``over``, ``hidden``).
         optimizer: see ``OptimConfig``.
         augment: see ``AugmentConfig``.
+        pretrain: see ``PretrainConfig``.
+        reconstruction: weight of the error of the reconstructed image (as in pre-training; the mean image has 1), which is
+            added to the cross-entropy; 0: none.
         precision: of training: "fp32"; "bf16", edge embeddings in bfloat16 and everything else in float32 (faster where the
             processor multiplies bfloat16, no effect on encoders without edges); "auto", float32 with TF32 matrix products
             on CUDA. Evaluation is always in float32.
@@ -114,6 +136,8 @@ class TrainConfig:
     head: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    reconstruction: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     device: Literal["auto", "cpu"] = "auto"
@@ -142,6 +166,10 @@ class TrainConfig:
             )
             < 0
             or self.augment.dropout >= 1,
+            "pretrain.epochs and reconstruction must not be negative": min(self.pretrain.epochs, self.reconstruction)
+            < 0,
+            "pretrain.lr must be positive": not self.pretrain.lr > 0,
+            "pretrain.side and width must be at least 1": min(self.pretrain.side, self.pretrain.width) < 1,
             "seed, threads, patience and views must not be negative": min(
                 self.seed, self.threads, self.patience, self.views
             )

@@ -1,51 +1,27 @@
-"""The training loop: a pure function of the configuration and the data, so that it can stop and go on anywhere.
-
-Nothing random is carried from step to step: the order of the networks follows from (seed, epoch), augmentation and dropout
-from (seed, step). The whole state is weights, their average, optimizer and counters.
-"""
+"""Fitting a classifier: pre-training, if asked for, and then classification."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import time
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from neural_graphs._progress import Progress, _Silent, progress
-from neural_graphs.errors import RunError
 from neural_graphs.tasks._average import Average
-from neural_graphs.tasks._changes import DROPOUT, Changes, seed_of
-from neural_graphs.tasks._classifier import EVAL_BATCH
+from neural_graphs.tasks._changes import Changed
+from neural_graphs.tasks._decoder import create_decoder
+from neural_graphs.tasks._loop import Course, Learner, Loop, part
 from neural_graphs.tasks._metrics import score
-from neural_graphs.tasks._runtime import Interrupted, accelerator, compiled, interruptible, precision, threads
-from neural_graphs.zoo._loader import Loader, Sample
+from neural_graphs.tasks._pretrain import Pretraining
+from neural_graphs.tasks._runtime import accelerator, threads
+from neural_graphs.zoo._loader import Loader
 
 if TYPE_CHECKING:
     from neural_graphs.tasks._classifier import Classifier
     from neural_graphs.tasks._config import TrainConfig
     from neural_graphs.tasks._run import RunFolder
     from neural_graphs.zoo._store import ZooSplit
-
-
-@dataclass
-class Course:
-    """Where training is. ``epoch`` and ``batch`` say which batch comes next; ``best`` is (accuracy, -loss) on validation."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    evaluated: int = 0
-    best: tuple[float, float] | None = None
-    best_epoch: float = 0.0
-    best_step: int = 0
-    stale: int = 0
-    stopped: bool = False
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit(
@@ -59,7 +35,8 @@ def fit(
 ) -> Course:
     """Train ``model`` in place and leave it with the weights that were best on ``val`` (without ``val``, the last).
 
-    With ``config.optimizer.ema`` it is the averaged weights that are validated, compared and kept.
+    With ``config.optimizer.ema`` it is the averaged weights that are validated, compared and kept. With ``config.pretrain``
+    its encoder learns to reconstruct images first.
 
     With ``run``, the best model, the state and the log go to its folder, and a state found there is continued: on the CPU
     bit for bit, also after being killed. Ctrl-C saves the state and raises ``KeyboardInterrupt`` with what to do next.
@@ -69,149 +46,85 @@ def fit(
         RunError: the loss became NaN or infinite; the disk is full.
     """
     with threads(config.threads), _own_random_numbers(config), accelerator(config.device) as device:
-        loop = _Loop(model, train, val, config, run, device)
+        found = run.load_state() if run is not None else None
+        pretrains = config.pretrain.epochs > 0 and (found is None or found[1].get("phase") == Pretraining.phase)
+        learner = Learner(model, create_decoder(model, train, config) if pretrains or config.reconstruction else None)
+        before = Course()
+        if pretrains:
+            pretraining = Pretraining(learner, train, val, config, run, device, found)
+            pretraining.run_all(quiet)
+            before, found = pretraining.course, None
+            device.free_memory()
+        if not config.reconstruction:
+            learner.decoder = None
+        loop = Classification(learner, train, val, config, run, device, found)
+        if found is None:
+            loop.course.earlier, loop.course.seconds = before.history, before.seconds
         loop.run_all(quiet)
+        loop.finish()
     return loop.course
 
 
-class _Loop:
-    def __init__(
-        self,
-        model: Classifier,
-        train: ZooSplit,
-        val: ZooSplit | None,
-        config: TrainConfig,
-        run: RunFolder | None,
-        device: Any,
-    ) -> None:
-        self.config, self.folder, self.accelerator = config, run, device
-        options = config.optimizer
-        self.train = Loader(train, options.batch_size, label=config.label, seed=config.seed)
-        self.val = Loader(val, EVAL_BATCH, label=config.label, shuffle=False) if val is not None else None
-        self.total_steps = options.epochs * len(self.train)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad
-        )
-        self.core = model.to(device.device)
-        self.model, self.optimizer = device.prepare(self.core, optimizer)
-        if config.compile:
-            self.model = compiled(self.model, device.device)
-        self.average = Average(self.core, options.ema) if options.ema else None
-        self.changes = Changes(config.augment, config.seed)
-        self.course = Course()
+class Classification(Loop):
+    """Cross-entropy, and ``config.reconstruction`` times the error of the reconstructed image."""
+
+    phase = "classify"
+
+    def __init__(self, learner: Learner, *arguments: Any) -> None:
         self.best: dict[str, Tensor] | None = None
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device.device)  # loss, hits, networks since validation
-        if run is not None and (found := run.load_state()) is not None:
-            self._restore(*found)
+        self.average: Average | None = None
+        super().__init__(learner, *arguments)
+        if self.average is None:
+            self.average = self._new_average()
 
-    # -- the course ---------------------------------------------------------------------------------------------------
+    def _new_average(self) -> Average | None:
+        return Average(self.core, self.config.optimizer.ema) if self.config.optimizer.ema else None
 
-    def run_all(self, quiet: bool) -> None:
-        course, options = self.course, self.config.optimizer
-        total = self.total_steps - course.step
-        start, before = time.monotonic(), course.seconds
-        bar_context = contextlib.nullcontext(_Silent()) if quiet else progress(self._description(), total)
-        with interruptible() as stop, bar_context as bar, precision(self.core.encoder, self.config, self.accelerator):
-            self.stop = stop
-            try:
-                self._clock = lambda: before + time.monotonic() - start
-                self._validate_if_due(bar)
-                while course.epoch < options.epochs and not course.stopped:
-                    self._epoch(bar)
-            except Interrupted:
-                self._save_state()
-                raise KeyboardInterrupt(self._farewell()) from None
+    @property
+    def measures(self) -> int:
+        return 4 if self.config.reconstruction else 3
+
+    def losses(
+        self, changed: Changed, labels: Tensor, logits: Tensor, images: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        loss = changed.losses(logits, labels).sum()
+        hits = (logits.detach().argmax(1) == changed.main_labels(labels)).sum()
+        figures = [loss, hits, hits.new_tensor(len(labels))]
+        if images is None or self.decoder is None:
+            return loss, figures
+        error = self.decoder.errors(images, changed.batch).sum()
+        return loss + self.config.reconstruction * error, [*figures, error]
+
+    def stepped(self) -> None:
+        if self.average is not None:
+            self.average.update(self.core, self.course.step)
+
+    def validate(self) -> None:
+        loss, hits, count, *errors = self.totals()
+        with self.average.within(self.core) if self.average is not None else contextlib.nullcontext():
+            scores = self._score(self.val) if self.val is not None else None
+            row = self.append(
+                {
+                    "train_loss": loss / count,
+                    "train_accuracy": hits / count,
+                    **({"train_error": errors[0] / count} if errors else {}),
+                    "val_loss": scores[1] if scores else None,
+                    "val_accuracy": scores[0] if scores else None,
+                }
+            )
+            if scores:
+                self._keep_if_best((scores[0], -scores[1]), row)
+            elif self.folder is not None and self.accelerator.is_main_process:
+                self.folder.save_best(self.core, row)
+        self.log(row)
+
+    def finish(self) -> None:
+        """Leave the classifier with the weights that are kept."""
         if self.best is not None:
             self.core.load_state_dict(self.best)
         elif self.average is not None:
             self.average.write(self.core)
         self.core.eval()
-
-    def _epoch(self, bar: Progress) -> None:
-        course, device = self.course, self.accelerator
-        for sample in self.train.epoch(course.epoch, course.batch, device.process_index, device.num_processes):
-            if sample.total >= device.num_processes:  # a last batch too small to share is left out
-                self._step(sample)
-            course.step += 1
-            course.batch += 1
-            if course.batch == len(self.train):
-                course.epoch, course.batch = course.epoch + 1, 0
-            bar.advance()
-            self.stop.check()
-            self._validate_if_due(bar)
-            if course.stopped:
-                return
-
-    def _step(self, sample: Sample) -> None:
-        course, device, options = self.course, self.accelerator, self.config.optimizer
-        changed = self.changes(sample.batch, course.step, device.process_index)
-        torch.manual_seed(seed_of(self.config.seed, DROPOUT, course.step, device.process_index))
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * self._rate(course.step)
-        labels = sample.labels.to(device.device)
-        self.model.train()
-        logits = self.model(changed.batch.to(device.device))
-        losses = changed.losses(logits, labels).sum()
-        # Gradients are averaged over processes: this makes that the mean over the whole batch, also of unequal shares.
-        device.backward(losses * (device.num_processes / sample.total))
-        if device.device.type == "cpu" and not math.isfinite(losses.item()):
-            raise self._diverged()
-        if options.clip:
-            device.clip_grad_norm_(self.model.parameters(), options.clip)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.core, course.step)
-        self.optimizer.zero_grad()
-        hits = (logits.detach().argmax(1) == changed.main_labels(labels)).sum()
-        self.sums += torch.stack([losses.detach().double(), hits.double(), hits.new_tensor(len(labels)).double()])
-
-    def _rate(self, step: int) -> float:
-        """Learning rate at ``step`` relative to the full one."""
-        warmup = self.config.optimizer.warmup_steps
-        if step < warmup:
-            return (step + 1) / warmup
-        if self.config.optimizer.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.total_steps - warmup)))
-
-    def _validate_if_due(self, bar: Progress) -> None:
-        course, config = self.course, self.config
-        at_end = course.epoch >= config.optimizer.epochs
-        if config.eval_unit == "steps":
-            due = course.step % config.eval_every == 0
-        else:
-            due = course.batch == 0 and course.epoch % config.eval_every == 0
-        if course.step and course.evaluated != course.step and (due or at_end):
-            with self.average.within(self.core) if self.average is not None else contextlib.nullcontext():
-                self._validate()
-            self._save_state()
-            bar.describe(self._description())
-
-    def _validate(self) -> None:
-        course = self.course
-        loss, hits, count = self.accelerator.reduce(self.sums, "sum").tolist()
-        if not math.isfinite(loss):
-            raise self._diverged()
-        scores = self._score(self.val) if self.val is not None else None
-        row = {
-            "epoch": round(course.epoch + course.batch / len(self.train), 4),
-            "step": course.step,
-            "lr": self.config.optimizer.lr * self._rate(course.step - 1),
-            "train_loss": loss / count,
-            "train_accuracy": hits / count,
-            "val_loss": scores[1] if scores else None,
-            "val_accuracy": scores[0] if scores else None,
-            "seconds": round(self._clock(), 3),
-        }
-        self.sums.zero_()
-        course.evaluated = course.step
-        course.history.append(row)
-        if scores:
-            self._keep_if_best((scores[0], -scores[1]), row)
-        elif self.folder is not None and self.accelerator.is_main_process:
-            self.folder.save_best(self.core, row)
-        if self.folder is not None and self.accelerator.is_main_process:
-            self.folder.log(row)
 
     def _keep_if_best(self, found: tuple[float, float], row: dict[str, Any]) -> None:
         course = self.course
@@ -237,9 +150,7 @@ class _Loop:
         scores = score(logits, loader.labels)
         return scores.accuracy, scores.loss
 
-    # -- words --------------------------------------------------------------------------------------------------------
-
-    def _description(self) -> str:
+    def describe(self) -> str:
         course = self.course
         text = f"epoch {min(course.epoch + 1, self.config.optimizer.epochs)}/{self.config.optimizer.epochs}"
         if course.history:
@@ -249,62 +160,30 @@ class _Loop:
                 text += f" val {row['val_accuracy']:.1%}"
         return text
 
-    def _farewell(self) -> str:
-        if self.folder is None:
-            return f"interrupted at epoch {self.course.epoch + 1}"
-        path = self.folder.path
-        return (
-            f"interrupted at epoch {self.course.epoch + 1}, nothing is lost: continue with "
-            f"`neural-graphs train {path / 'config.yaml'} --resume`"
-        )
-
-    def _diverged(self) -> RunError:
-        kept = f"; the best model so far is in {self.folder.path / 'model'}" if self.folder and self.best else ""
-        return RunError(f"the loss became NaN or infinite at step {self.course.step}: lower optimizer.lr{kept}")
+    def kept(self) -> str:
+        return f"; the best model so far is in {self.folder.path / 'model'}" if self.folder and self.best else ""
 
     # -- state --------------------------------------------------------------------------------------------------------
 
-    def _save_state(self) -> None:
-        if self.folder is None or not self.accelerator.is_main_process:
-            return
-        self.course.seconds = self._clock()
-        tensors = {f"model.{name}": value for name, value in self.core.state_dict().items()}
+    def state(self) -> dict[str, Tensor]:
+        tensors = super().state()
         for name, value in (self.best or {}).items():
             tensors[f"best.{name}"] = value
         for name, value in (self.average.values if self.average is not None else {}).items():
             tensors[f"ema.{name}"] = value
-        for number, entry in self.optimizer.state_dict()["state"].items():
-            for key, value in entry.items():
-                tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
-        tensors["sums"] = self.sums
-        self.folder.save_state(tensors, asdict(self.course))
+        return tensors
 
-    def _restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        facts = {key: value for key, value in facts.items() if key != "format"}
-        self.course = Course(**facts)
-        if self.course.best is not None:
-            self.course.best = (self.course.best[0], self.course.best[1])
-        self.best = _part(tensors, "best.") or None
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.best = part(tensors, "best.") or None
         if self.best is not None and self.folder is not None and self.accelerator.is_main_process:
             # A run killed between its two writes left a best model that is later than this state.
             self.core.load_state_dict(self.best)
             row = next(row for row in self.course.history if row["step"] == self.course.best_step)
             self.folder.save_best(self.core, row)
-        self.core.load_state_dict(_part(tensors, "model."))
+        self.average = self._new_average()
         if self.average is not None:
-            self.average.load(_part(tensors, "ema."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
-            number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.sums.copy_(tensors["sums"])
+            self.average.load(part(tensors, "ema."))
         self.course.stopped = 0 < self.config.patience <= self.course.stale
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _own_random_numbers(config: TrainConfig) -> contextlib.AbstractContextManager[None]:

@@ -1,7 +1,7 @@
 """The folder of one training run: what is written when, and what may be continued or overwritten.
 
 config.yaml    the configuration
-log.jsonl      one line per validation
+log.jsonl      one line per validation; those of pre-training say "phase": "pretrain"
 model/         the model that was best on validation: config.json, model.safetensors
 last/          state.safetensors: weights, optimizer, position, history; one file, so it is always of one moment
 metrics.json   the result; a run that has it is finished
@@ -118,7 +118,7 @@ class RunFolder:
             raise UserError(f"{self.state_file} is broken ({error}): the run cannot be resumed, delete it") from None
         if facts.get("format") != FORMAT:
             raise UserError(f"{self.state_file} was written by another version of neural-graphs and cannot be resumed")
-        self.rewrite_log(facts["history"])
+        self.rewrite_log([*facts.get("earlier", ()), *facts["history"]])
         return tensors, facts
 
     def rewrite_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -129,9 +129,10 @@ class RunFolder:
         with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._board is not None:
+            prefix = f"{row['phase']}/" if "phase" in row else ""
             for key, value in row.items():
-                if key not in ("step", "epoch") and value is not None:
-                    self._board.add_scalar(key, value, row["step"])
+                if key not in ("step", "epoch", "phase") and value is not None:
+                    self._board.add_scalar(prefix + key, value, row["step"])
             self._board.flush()
 
     def finish(self, metrics: Mapping[str, Any]) -> None:

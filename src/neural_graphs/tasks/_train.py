@@ -17,6 +17,7 @@ from neural_graphs.tasks._architecture import encoder_arguments
 from neural_graphs.tasks._classifier import Classifier
 from neural_graphs.tasks._config import TrainConfig
 from neural_graphs.tasks._data import by_architecture, training_networks
+from neural_graphs.tasks._decoder import check_images
 from neural_graphs.tasks._fit import fit
 from neural_graphs.tasks._metrics import score
 from neural_graphs.tasks._run import RunFolder, read_config
@@ -77,6 +78,8 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
         scores = score(logits, labels)
         metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss, "confusion": scores.confusion}
         metrics["per_architecture"] = by_architecture(zoo.test, logits.argmax(1) == labels, model.architectures)
+    if course.earlier:
+        metrics["pretraining"] = {key: course.earlier[-1][key] for key in ("epoch", "step", "train_error", "val_error")}
     parameters = sum(p.numel() for p in model.parameters())
     metrics |= {
         "networks": {"train": len(chosen), "val": len(val), "test": len(zoo.test)},
@@ -119,6 +122,8 @@ def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
             class_names=names if names and len(names) == classes else None,
             head=config.head,
         )
+    if config.pretrain.epochs or config.reconstruction:
+        check_images(chosen.architectures.values())
     model.prepare(chosen, config.label)
     for split in (zoo.val, zoo.test):  # architectures that are only tested are refused now, not after the training
         for name in split.architectures:
