@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, kerne
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._gauge import Gauge, fix_gauge, units
 from neural_graphs.nn._normalization import Normalization
-from neural_graphs.nn._probes import check_probed, probe_source
+from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source
 from neural_graphs.nn._registry import register_encoder
 from neural_graphs.nn._signed import EdgeGate, Layout, SignedLayer, bounded
 
@@ -53,6 +54,7 @@ class ScaleGMN(Encoder):
         kernel: largest kernel ``(kh, kw)`` of any convolution (or flattened map) in the zoo.
         max_io: number of learned embeddings of single input and output neurons.
         probe_generator: "points" (free), or "deep-linear" (ProbeGen): see ``ProbeFeatures``.
+        probe_reads: "neurons", or "outputs": only output neurons get their responses.
 
     Phases are exact too, by folding biases of sines into half a turn: a bias that moves across its end makes embeddings
     jump, since there the sign of the neuron changes. Networks that this model cannot read raise ``UserError``, as those of
@@ -71,6 +73,7 @@ class ScaleGMN(Encoder):
         kernel: Sequence[int] = (1, 1),
         max_io: int = 16,
         probe_generator: str = "points",
+        probe_reads: str = "neurons",
     ) -> None:
         super().__init__()
         if min(layers, width, edge_width, max_io) < 1 or probes < 0:
@@ -85,9 +88,10 @@ class ScaleGMN(Encoder):
         self.depth = DepthEmbedding(edge_width)
         self.inputs = inputs
         self.probes = probe_source(probe_generator, probes, inputs) if probes else None
-        self.responses = nn.ModuleDict(
-            {role: nn.Linear(probes, width, bias=False) for role in ("input", "hidden", "output")} if probes else {}
-        )
+        if probe_reads not in get_args(ProbeReads):
+            raise UserError(f"probes cannot read {probe_reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
+        roles = ("input", "hidden", "output") if probe_reads == "neurons" else ("output",)
+        self.responses = nn.ModuleDict({role: nn.Linear(probes, width, bias=False) for role in roles} if probes else {})
         self.layers = nn.ModuleList(SignedLayer(width, edge_width, bidirectional, dropout) for _ in range(layers))
         self.gates = nn.ModuleList(EdgeGate(width, edge_width) for _ in range(layers))
         self.summary = nn.Sequential(
@@ -167,8 +171,10 @@ class ScaleGMN(Encoder):
             points = self.probes.points.to(x.dtype)
             found = {}
             for s, (nodes, z) in enumerate(zip(graph.spec.node_sets, graph.responses(points), strict=True)):
-                z = x.new_zeros(len(x), len(points), nodes.size) if z is None else z
-                found[s] = bounded(self.responses[nodes.role](gauge.values(s, z.transpose(1, 2))))
+                if z is None or nodes.role not in self.responses:
+                    found[s] = x.new_zeros(len(x), nodes.size, self.width)
+                else:
+                    found[s] = bounded(self.responses[nodes.role](gauge.values(s, z.transpose(1, 2))))
             x = x + layout.join(found)
         odd, even = x[:, : layout.odd], x[:, layout.odd :]
         return torch.cat([odd * (1 + position[: layout.odd]), even + position[layout.odd :]], 1)
@@ -190,10 +196,10 @@ class ScaleGMN(Encoder):
         """Outputs see all hidden neurons."""
         hidden = [s for s, nodes in enumerate(spec.node_sets) if nodes.role == "hidden"]
         outputs = [s for s, nodes in enumerate(spec.node_sets) if nodes.role == "output"]
-        places = layout.places(outputs)
+        places = layout.places(outputs).to(x.device)
         own = x[:, places]
         if hidden:
-            chosen = layout.places(hidden)
+            chosen = layout.places(hidden).to(x.device)
             seen = layout.canonical(bounded(x))[:, chosen]
             seen = torch.cat([seen, position[chosen].expand_as(seen)], -1)
             seen = self.summary(seen).mean(1, keepdim=True)
