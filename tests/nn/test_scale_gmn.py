@@ -14,8 +14,9 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
 from neural_graphs.graph._activation import Activation
-from neural_graphs.nn import Encoder, GraphHead, create_encoder
+from neural_graphs.nn import DeltaHead, Encoder, GraphHead, _edges, create_encoder
 from neural_graphs.nn._canonical import canonical
+from neural_graphs.nn._gated import gated, summed
 from neural_graphs.nn._gauge import Unit, fix_gauge, units
 from neural_graphs.nn._phase import fold
 from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_stack
@@ -140,6 +141,18 @@ def test_changes_follow_the_linear_part() -> None:
         assert_equivariant(lambda batch: batch.buckets[0], graph, kinds=("phase",))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("name", ["siren", "relu", "mixed-2"])
+def test_edits_are_equivariant(name: str, bidirectional: bool) -> None:
+    """Networks that compute the same are edited to networks that compute the same."""
+    graph = random_graph(STACKS[name], 3)
+    encoder = encoder_for(graph, bidirectional=bidirectional, kernel=(1, 1))
+    torch.manual_seed(2)
+    head = DeltaHead(encoder.width, encoder.edge_width, reverse_edges=bidirectional, rescaled=True).double()
+    assert_equivariant(lambda batch: head.deltas(encoder(batch))[0], graph, kinds=ALL, spread=1e3)
+    assert_equivariant(lambda batch: head(encoder(batch))[0], graph, kinds=ALL, spread=1e3, values="networks")
+
+
 # -- canonical forms ------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +223,43 @@ def test_units_are_read_off_the_claim() -> None:
     halved = spec.symmetries.rescalings[1]
     other = replace(halved, terms=tuple(replace(t, exponent=t.exponent / 2) for t in halved.terms))
     assert units(replace(spec, symmetries=replace(spec.symmetries, rescalings=(other,))))[2] == Unit()
+
+
+# -- fused operations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("chunk", [1, 1 << 19])
+def test_fused_operations(flag: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_edges, "CHUNK_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    e, to, start = draw(3, 4, 5, 6), draw(3, 4, 7), draw(3, 5, 7)
+    weights = draw(7, 6), draw(6, 7), draw(6), draw(6, 6)
+
+    def slow_gate(
+        e: Tensor, to: Tensor, start: Tensor, inner: Tensor, last: Tensor, bias: Tensor, map_: Tensor
+    ) -> Tensor:
+        hidden = F.linear(e.abs() if flag else e, inner) + to.unsqueeze(2) + start.unsqueeze(1)
+        return F.linear(e, map_) * F.linear(F.silu(hidden), last, bias)
+
+    same(lambda *given: gated(*given, flag), slow_gate, e, to, start, *weights)
+    same(
+        lambda *given: summed(*given, flag),
+        lambda e, v, mix: torch.einsum("bijh,bif,hf->bjf" if flag else "bijh,bjf,hf->bif", e, v, mix),
+        *(e, draw(3, 4 if flag else 5, 8), draw(6, 8)),
+    )
+
+
+def same(fast: Any, slow: Any, *given: Tensor) -> None:
+    found, right = fast(*given), slow(*given)
+    assert torch.allclose(found, right, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    pairs = zip(torch.autograd.grad(found, given, weight), torch.autograd.grad(right, given, weight), strict=True)
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in pairs)
 
 
 # -- the slow twin ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs.graph import GraphSpec
+from neural_graphs.nn._gated import gated, summed
 
 GAIN = 0.3
 """Initial last weights of gates, relative to the default: gates start near 1, and products of many of them stay there."""
@@ -117,10 +118,10 @@ class EdgeGate(nn.Module):
             to, _ = ends[block.target].chunk(2, -1)
             _, start = ends[block.source].chunk(2, -1)
             odd = layout.signs[block.target] or layout.signs[block.source]
-            e = _apart(e, block.groups)
-            hidden = self.edge(e.abs() if odd else e)
-            hidden = hidden + _apart(to, block.groups).unsqueeze(2) + _apart(start, block.groups).unsqueeze(1)
-            found.append(_joined(self.map(e) * self.last(F.silu(hidden)), block.groups))
+            e, to, start = (_apart(t, block.groups) for t in (e, to, start))
+            last = self.last
+            e = gated(e, to, start, self.edge.weight, last.weight, last.bias, self.map.weight, odd)
+            found.append(_joined(e, block.groups))
         return found
 
 
@@ -146,7 +147,8 @@ class SignedLayer(nn.Module):
             for way, (sender, receiver) in enumerate(((block.source, block.target), (block.target, block.source))):
                 if way < self.ways:
                     v = values[sender].chunk(self.ways, -1)[way]
-                    sums[way][receiver].append(summed(e, v, self.mix[way], bool(way), block.groups))
+                    apart = _apart(e, block.groups), _apart(v, block.groups)
+                    sums[way][receiver].append(_joined(summed(*apart, self.mix[way], bool(way)), block.groups))
                     degrees[way][receiver] += spec.node_sets[sender].size // block.groups
         messages = []
         for way in range(self.ways):
@@ -160,15 +162,6 @@ class SignedLayer(nn.Module):
         change = [self.gate(z[:, :odd], position[:odd])] if odd else []
         change += [self.plain(z[:, odd:], position[odd:])] if odd < z.shape[1] else []
         return x + torch.cat(change, 1)
-
-
-def summed(e: Tensor, values: Tensor, mix: Tensor, reverse: bool, groups: int) -> Tensor:
-    """``m_if = sum_jh mix_hf e_ijh v_jf``: edges ``[B, n_out, n_in / groups, E]``, ``values`` ``[B, n, F]`` of the senders;
-    ``reverse`` sums over targets instead of sources."""
-    e, values = _apart(e, groups), _apart(values, groups)
-    e = e.permute(0, 2, 3, 1) if reverse else e.transpose(2, 3)
-    found = torch.bmm(e.flatten(1, 2), values).unflatten(1, (-1, len(mix)))  # [B, n, E, F]
-    return _joined((found * mix).sum(2), groups)
 
 
 def _apart(t: Tensor, groups: int) -> Tensor:
