@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from neural_graphs.tasks import train
+from neural_graphs.tasks import PretrainConfig, train
 from neural_graphs.tasks._config import to_yaml
 from neural_graphs.zoo import Zoo
 
@@ -21,6 +21,7 @@ CODE = "import sys; from neural_graphs.tasks import load_config, train; train(lo
 def test_two_processes_equal_one(zoo: Zoo, tmp_path: Path, config: Any) -> None:
     encoder = {"name": "ng-gnn", "width": 8, "layers": 2, "fourier": 0, "dropout": 0.0}
     shape = {"epochs": 3, "batch_size": 13, "encoder": encoder, "device": "cpu", "lr": 1e-3}  # 64 = 4 * 13 + 12
+    shape |= {"pretrain": PretrainConfig(epochs=2, side=4, width=8), "reconstruction": 0.1, "ema": 0.9}
     (tmp_path / "train.py").write_text(CODE)
     (tmp_path / "config.yaml").write_text(to_yaml(config(zoo, tmp_path / "two", **shape)))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -30,6 +31,13 @@ def test_two_processes_equal_one(zoo: Zoo, tmp_path: Path, config: Any) -> None:
     assert done.returncode == 0, done.stderr
     one = train(config(zoo, tmp_path / "one", **shape), quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    expected_rows = [json.loads(line) for line in (tmp_path / "one" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == len(expected_rows) == 5
+    for row, expected in zip(rows[:2], expected_rows[:2], strict=True):
+        assert row["phase"] == "pretrain"
+        assert row["train_error"] == pytest.approx(expected["train_error"], rel=1e-4)
+        assert row["val_error"] == pytest.approx(expected["val_error"], rel=1e-4)
+    rows = rows[2:]
     assert len(rows) == len(one.history) == 3
     for row, expected in zip(rows, one.history, strict=True):
         assert row["step"] == expected["step"]
