@@ -55,16 +55,17 @@ def rows_of(nodes: tuple[Tensor, ...], over: str) -> list[Tensor]:
 def attend(block: AttentionBlock, x: list[Tensor], y: list[Tensor]) -> list[Tensor]:
     """``block`` on lists of vectors, as written in the paper."""
     size = len(x[0]) // block.heads
+    seen = [block.norm_attention(other) for other in y]
     out = []
     for row in x:
-        found = []
+        query, found = block.query(block.norm_attention(row)), []
         for h in range(block.heads):
             part = slice(h * size, (h + 1) * size)
-            scores = [block.query(row)[part] @ block.key(other)[part] / math.sqrt(size) for other in y]
+            scores = [query[part] @ block.key(other)[part] / math.sqrt(size) for other in seen]
             total = sum(math.exp(s) for s in scores)
-            found.append(sum(math.exp(s) / total * block.value(o)[part] for s, o in zip(scores, y, strict=True)))
-        hidden = block.norm_attention(row + block.out(torch.cat(found)))
-        out.append(block.norm_out(hidden + block.feed(hidden)))
+            found.append(sum(math.exp(s) / total * block.value(o)[part] for s, o in zip(scores, seen, strict=True)))
+        hidden = row + block.out(torch.cat(found))
+        out.append(hidden + block.feed(block.norm_feed(hidden)))
     return out
 
 
@@ -81,7 +82,7 @@ def pool(head: GraphHead, rows: list[Tensor]) -> Tensor:
         return sum((s / sum(scores) * row for s, row in zip(scores, rows, strict=True)), torch.zeros(()))
     for block in module.blocks:
         rows = attend(block, rows, rows)
-    (pooled,) = attend(module.pool, [module.seed[0, 0]], [module.feed(row) for row in rows])
+    (pooled,) = attend(module.pool, [module.seed[0, 0]], rows)
     return pooled
 
 
