@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neural_graphs.bench._trace_nets import SMALL
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
+from neural_graphs.graph import GraphBatch, NeuralGraph, Stack, trace
 from neural_graphs.graph._activation import Activation
 from neural_graphs.nn import DeltaHead, Encoder, GraphHead, _edges, create_encoder
 from neural_graphs.nn._canonical import canonical
@@ -223,6 +224,25 @@ def test_units_are_read_off_the_claim() -> None:
     halved = spec.symmetries.rescalings[1]
     other = replace(halved, terms=tuple(replace(t, exponent=t.exponent / 2) for t in halved.terms))
     assert units(replace(spec, symmetries=replace(spec.symmetries, rescalings=(other,))))[2] == Unit()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("unet", 5), ("squeeze-excite", 1), ("grouped-conv", 0), ("siren", 4)])
+def test_traced_modules(name: str, kept: int) -> None:
+    """Exact under what `units` takes from the claim; permutations of all neurons in any case."""
+    module, example = SMALL[name]()
+    graph = trace(module, example).map(lambda t: t.double())
+    sets = graph.spec.node_sets
+    taken = tuple(
+        r
+        for r in graph.symmetries.rescalings
+        if any(
+            getattr(unit, r.kind) and s.symmetry == r.symmetry for unit, s in zip(units(graph.spec), sets, strict=True)
+        )
+    )
+    assert len(taken) == kept
+    graph = replace(graph, spec=replace(graph.spec, symmetries=replace(graph.symmetries, rescalings=taken)))
+    encoder = encoder_for(graph, bidirectional=True, width=6, layers=2, edge_width=4)
+    assert_equivariant(encoder, graph, kinds=ALL, spread=1e3)
 
 
 # -- fused operations -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class Encoding:
     ``rescaled`` embeddings are equivariant to more than permutation: a hidden neuron's embedding is multiplied by its own
     factor when the network is rescaled (a positive scale or a sign, see ``Rescaling``), an edge's like its weight in the
     direction of its message, by the factor of the receiver over that of the sender. Inputs and outputs have factor 1.
+    A phase changes the sign of what a neuron hands on: of the edges of its outgoing weights, and of no node's embedding.
     ``canonical`` gives their invariant form.
     """
 

@@ -28,7 +28,8 @@ class ScaleGMN(Encoder):
     The embedding of a hidden neuron is multiplied by the neuron's own factor when the network is rescaled: by any positive
     number for ReLU-like units, by ±1 for tanh and sine, also in mixtures of both (identity units have both); other units
     have none. Embeddings of inputs and outputs do not change. Which factors a neuron has is read off the network's claimed
-    symmetries (see ``units``).
+    symmetries (see ``units``); neurons of grouped convolutions, and those that a residual ties to others, are treated as
+    having none.
 
     Positive scales and phases are divided out exactly before the first layer and multiplied back after the last (see
     ``fix_gauge``), where the paper takes norms out in every layer; what is left are signs, and networks of any scale meet
@@ -196,10 +197,10 @@ class ScaleGMN(Encoder):
         """Outputs see all hidden neurons."""
         hidden = [s for s, nodes in enumerate(spec.node_sets) if nodes.role == "hidden"]
         outputs = [s for s, nodes in enumerate(spec.node_sets) if nodes.role == "output"]
-        places = layout.places(outputs).to(x.device)
+        places = layout.places(outputs).to(x.device).to(x.device)
         own = x[:, places]
         if hidden:
-            chosen = layout.places(hidden).to(x.device)
+            chosen = layout.places(hidden).to(x.device).to(x.device)
             seen = layout.canonical(bounded(x))[:, chosen]
             seen = torch.cat([seen, position[chosen].expand_as(seen)], -1)
             seen = self.summary(seen).mean(1, keepdim=True)
