@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,16 @@ import torch
 from neural_graphs.bench import _machine, read_results, step
 from neural_graphs.bench._machine import alternate, matmul_rate, median_ratio, memory_bandwidth, peak_memory, threads
 from neural_graphs.bench._step import count_flops, siren_batch, training_step
-from neural_graphs.errors import RunError
+from neural_graphs.errors import RunError, UserError
+from neural_graphs.nn import _products
 
 
-def test_both_sides_do_the_same_step() -> None:
+@pytest.mark.parametrize("encoder", [{"encoder": "ng-gnn"}, {"encoder": "ng-t", "attention": "all"}])
+def test_both_sides_do_the_same_step(encoder: dict[str, Any]) -> None:
     """Without dropout, the same loss step after step: both sides train the same model on the same batch."""
     losses = []
     for twin in (False, True):
-        work = training_step(batch=3, width=8, layers=2, dropout=0.0, twin=twin)
+        work = training_step(batch=3, width=8, layers=2, dropout=0.0, twin=twin, **encoder)
         losses.append([float(work()) for _ in range(4)])
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
     assert losses[0][3] < losses[0][0]
@@ -30,12 +33,36 @@ def test_flops_are_counted() -> None:
     assert count_flops(lambda: torch.mm(a, b, out=c)) == 120
     assert count_flops(lambda: c.addmm_(a, b)) == 120
     assert count_flops(lambda: torch.addmm(c, a, b)) == 120
+    assert count_flops(lambda: _products.apply(a, b.T.contiguous())) == 120
+    assert count_flops(lambda: _products.correlate(a.T.contiguous(), b)) == 120
+    batches = torch.randn(6, 3, 4), torch.randn(6, 4, 5)
+    assert count_flops(lambda: torch.zeros(6, 3, 5).baddbmm_(*batches)) == 6 * 120
 
 
 def test_flops_of_a_step_grow_with_the_batch() -> None:
     """Edges dominate, and every edge costs the same: per layer three products forward and backward of known size."""
     counts = [count_flops(training_step(batch=batch, width=16, layers=1)) for batch in (2, 4, 6)]
     assert counts[2] - counts[1] == counts[1] - counts[0] > 0
+
+
+@pytest.mark.slow
+def test_rows_of_both_kinds_of_attention(tmp_path: Path) -> None:
+    rows = step(
+        tmp_path / "step.json", encoder="ng-t", batch=2, width=8, layers=2, rounds=2, thread_count=1, precision="bf16"
+    )
+    found = {(r["method"], r["variant"], r["metric"]): r for r in rows}
+    twin = found["all-pairs twin", "probes=0", "step_seconds"]["values"]
+    for kind in ("blocks", "all"):
+        variant = f"attention={kind} probes=0 bf16"
+        ours = found["ng-t", variant, "step_seconds"]["values"]
+        speedups = [t / o for o, t in zip(ours, twin, strict=True)]
+        assert found["ng-t", variant, "speedup"]["values"] == pytest.approx(speedups)
+        assert found["ng-t", variant, "gflops"]["mean"] > 0
+
+
+def test_unknown_encoders_have_no_benchmark() -> None:
+    with pytest.raises(UserError, match="no benchmark of the encoder 'mlp': choose one of ng-gnn, ng-t"):
+        step(None, encoder="mlp")
 
 
 @pytest.mark.slow

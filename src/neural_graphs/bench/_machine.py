@@ -11,11 +11,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neural_graphs.errors import RunError
 
@@ -48,9 +49,17 @@ def device_name(device: str | torch.device = "cpu") -> str:
     return f"{os.cpu_count()} x {model} (CPU)"
 
 
-def matmul_rate(size: int = 2048, repeats: int = 7, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """FLOP/s of a square matrix product, the best of ``repeats``, at the thread count in use."""
+def matmul_rate(
+    size: int = 2048,
+    repeats: int = 7,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    product: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> float:
+    """FLOP/s of a square matrix product (``torch.mm``, or ``product``), the best of ``repeats``, at the threads in use."""
     a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    if product is not None:
+        return 2.0 * size**3 / best_seconds(lambda: product(a, b), repeats)
     out = torch.empty_like(a)
     return 2.0 * size**3 / best_seconds(lambda: torch.mm(a, b, out=out), repeats)
 
@@ -82,11 +91,19 @@ def alternate(ours: Callable[[], Any], twin: Callable[[], Any], rounds: int) -> 
 
     What disturbs the machine for longer than one round hits both, so that ratios taken round by round stay right.
     """
-    ours(), twin()
-    times: tuple[list[float], list[float]] = ([], [])
+    fast, slow = in_turn((ours, twin), rounds)
+    return fast, slow
+
+
+def in_turn(works: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """As `alternate`, for any number of pieces of work."""
+    for work in works:
+        work()
+    times: list[list[float]] = [[] for _ in works]
+    order = list(range(len(works)))
     for index in range(rounds):
-        for which in (0, 1) if index % 2 == 0 else (1, 0):
-            times[which].append(seconds((ours, twin)[which]))
+        for which in order if index % 2 == 0 else order[::-1]:
+            times[which].append(seconds(works[which]))
     return times
 
 

@@ -1,10 +1,10 @@
-"""One training step of NG-GNN against its textbook twin: throughput, peak memory, share of the matmul rate."""
+"""One training step of an encoder against its textbook twin: throughput, peak memory, share of the matmul rate."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from neural_graphs._progress import progress
+from neural_graphs.bench._all_pairs_twin import AllPairsTwin
 from neural_graphs.bench._edge_list_twin import EdgeListTwin
 from neural_graphs.bench._machine import (
     MIB,
-    alternate,
+    in_turn,
     matmul_rate,
     median_ratio,
     memory_bandwidth,
@@ -23,15 +24,22 @@ from neural_graphs.bench._machine import (
     threads,
 )
 from neural_graphs.bench._results import Row, row, write_results
+from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
-from neural_graphs.nn import NGGNN, GraphHead, create_encoder
+from neural_graphs.nn import NGGNN, NGT, GraphHead, _products, create_encoder
 
 CLASSES = 10
+
+VARIANTS: dict[str, tuple[str, ...]] = {"ng-gnn": ("",), "ng-t": ("blocks", "all")}
+"""Encoder -> kinds of attention to measure."""
+
+TWINS = {"ng-gnn": "edge-list twin", "ng-t": "all-pairs twin"}
 
 
 def step(
     out: str | os.PathLike[str] | None = "results/step.json",
     *,
+    encoder: str = "ng-gnn",
     batch: int = 64,
     width: int = 64,
     layers: int = 4,
@@ -44,51 +52,71 @@ def step(
 ) -> list[Row]:
     """Measure forward, backward and AdamW step on ``batch`` SIRENs 2-32-32-1 with reversed edges, ours and the twin in turn.
 
-    Rows (method ``ng-gnn``): ``speedup`` (twin's seconds over ours, median and values over ``rounds``), ``memory_ratio``
+    ``encoder`` is "ng-gnn", beside the edge-list twin, or "ng-t", both variants of attention beside the twin that lets all
+    pairs attend; widths other than ``width`` are the paper's.
+
+    Rows (method ``encoder``): ``speedup`` (twin's seconds over ours, median and values over ``rounds``), ``memory_ratio``
     (our peak memory over the twin's, each in a fresh process), ``matmul_share`` (FLOP/s of our step over those of a large
     matrix product on the same threads), ``gflops``, and ``step_seconds`` and ``peak_memory_mb`` of both. FLOPs are those
     of the matrix products that our step runs, recomputation included, 2mnk each, nothing else. Written to ``out`` unless
     it is None. ``precision="bf16"`` keeps our edges in bfloat16, beside the twin in float32; the matrix product to compare
     with is then a bfloat16 one. A CPU benchmark; a busy machine moves both sides of every ratio.
     """
-    shape: dict[str, Any] = {"batch": batch, "width": width, "layers": layers, "probes": probes, "seed": seed}
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with threads(thread_count) as count, progress("bench step", rounds + 4) as bar:
-        ours, twin = training_step(twin=False, precision=precision, **shape), training_step(twin=True, **shape)
-        flops = count_flops(ours)
+    if encoder not in TWINS:
+        raise UserError(f"no benchmark of the encoder {encoder!r}: choose one of {', '.join(TWINS)}")
+    shape: dict[str, Any] = {"encoder": encoder, "batch": batch, "width": width, "layers": layers}
+    shape |= {"probes": probes, "seed": seed}
+    bf16 = precision == "bf16"
+    sides: dict[str, dict[str, Any]] = {  # variant -> arguments of a training step
+        " ".join(filter(None, (f"attention={a}" if a else "", f"probes={probes}", "bf16" if bf16 else ""))): {
+            "precision": precision,
+            **({"attention": a} if a else {}),
+        }
+        for a in VARIANTS[encoder]
+    }
+    sides[TWINS[encoder]] = {"twin": True}
+    with threads(thread_count) as count, progress("bench step", rounds + 1 + len(sides)) as bar:
+        works = {name: training_step(**shape, **arguments) for name, arguments in sides.items()}
+        flops = {name: count_flops(work) for name, work in works.items() if name != TWINS[encoder]}
+        rates = [_large_product(encoder, bf16)]
         bar.advance()
-        fast, slow = [], []
-        rates = [matmul_rate(dtype=dtype)]
+        times: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
-            ours_seconds, twin_seconds = alternate(ours, twin, 1)
-            fast += ours_seconds
-            slow += twin_seconds
-            rates.append(matmul_rate(repeats=3, dtype=dtype))
+            for name, found in zip(works, in_turn(list(works.values()), 1), strict=True):
+                times[name] += found
+            rates.append(_large_product(encoder, bf16, 3))
             bar.advance()
         memory = {}
-        for name, is_twin in (("ours", False), ("twin", True)):
-            kept = "fp32" if is_twin else precision
-            memory[name] = peak_memory(f"{__name__}:training_step", count, twin=is_twin, precision=kept, **shape) / MIB
+        for name, arguments in sides.items():
+            memory[name] = peak_memory(f"{__name__}:training_step", count, **shape, **arguments) / MIB
             bar.advance()
         bandwidth = memory_bandwidth()
-        bar.advance()
-    variant = f"probes={probes}" + (" bf16" if precision == "bf16" else "")
-    gflops = [flops / s / 1e9 for s in fast]
-    rate = max(rates)
-    rows = [
-        row("ng-gnn", "speedup", [s / f for s, f in zip(slow, fast, strict=True)], variant),
-        row("ng-gnn", "memory_ratio", memory["ours"] / memory["twin"], variant),
-        row("ng-gnn", "matmul_share", [g * 1e9 / rate for g in gflops], variant, matmul_gflops=rate / 1e9),
-        row("ng-gnn", "gflops", gflops, variant, flops=flops),
-        row("ng-gnn", "step_seconds", fast, variant, peak_memory_mb=memory["ours"]),
-        row("edge-list twin", "step_seconds", slow, f"probes={probes}", peak_memory_mb=memory["twin"]),
-        row("machine", "bandwidth_gb_per_second", bandwidth / 1e9),
-    ]
-    rows[0]["median"] = median_ratio(slow, fast)
+    slow, rate = times.pop(TWINS[encoder]), max(rates)
+    rows = []
+    for variant, fast in times.items():
+        gflops = [flops[variant] / s / 1e9 for s in fast]
+        rows += [
+            row(encoder, "speedup", [s / f for s, f in zip(slow, fast, strict=True)], variant),
+            row(encoder, "memory_ratio", memory[variant] / memory[TWINS[encoder]], variant),
+            row(encoder, "matmul_share", [g * 1e9 / rate for g in gflops], variant, matmul_gflops=rate / 1e9),
+            row(encoder, "gflops", gflops, variant, flops=flops[variant]),
+            row(encoder, "step_seconds", fast, variant, peak_memory_mb=memory[variant]),
+        ]
+        rows[-5]["median"] = median_ratio(slow, fast)
+    twin_memory = memory[TWINS[encoder]]
+    rows.append(row(TWINS[encoder], "step_seconds", slow, f"probes={probes}", peak_memory_mb=twin_memory))
+    rows.append(row("machine", "bandwidth_gb_per_second", bandwidth / 1e9))
     if out is not None:
         dataset = {"zoo": "random SIREN 2-32-32-1", "networks": batch, "width": width, "layers": layers}
-        write_results(out, "step", command, dataset, rows, threads=count)
+        experiment = "step" if encoder == "ng-gnn" else f"step-{encoder}"
+        write_results(out, experiment, command, dataset, rows, threads=count)
     return rows
+
+
+def _large_product(encoder: str, bf16: bool, repeats: int = 7) -> float:
+    """FLOP/s of a large product, by the library that the encoder's own products run through."""
+    product = None if encoder == "ng-gnn" else _products.apply
+    return matmul_rate(repeats=repeats, dtype=torch.bfloat16 if bf16 else torch.float32, product=product)
 
 
 def siren_batch(batch: int, seed: int = 0) -> tuple[GraphBatch, Tensor]:
@@ -112,22 +140,27 @@ def training_step(
     dropout: float = 0.2,
     precision: str = "fp32",
     twin: bool = False,
+    encoder: str = "ng-gnn",
+    **arguments: Any,
 ) -> Callable[[], Tensor]:
-    """A function that makes one training step of a classifier and returns its loss; warmed up on two networks."""
+    """A function that makes one training step of a classifier and returns its loss; warmed up on two networks.
+
+    ``arguments`` are further ones of the encoder. The twin of "ng-t" lets all pairs attend.
+    """
     torch.manual_seed(seed)
-    encoder = create_encoder("ng-gnn", width=width, layers=layers, probes=probes, dropout=dropout)
-    assert isinstance(encoder, NGGNN)
-    encoder.edge_dtype = torch.bfloat16 if precision == "bf16" else None
+    model = create_encoder(encoder, width=width, layers=layers, probes=probes, dropout=dropout, **arguments)
+    model.edge_dtype = torch.bfloat16 if precision == "bf16" else None
     head = GraphHead(width, 1, CLASSES)
     graphs, labels = siren_batch(batch, seed)
-    encoder.fit_normalization(graphs.buckets)
-    parameters = nn.ModuleList([encoder, head]).train().parameters()
+    model.fit_normalization(graphs.buckets)
+    parameters = nn.ModuleList([model, head]).train().parameters()
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=5e-4, amsgrad=True)
-    slow = EdgeListTwin(encoder).train()
+    slow = EdgeListTwin(model) if isinstance(model, NGGNN) else AllPairsTwin(cast(NGT, model), attention="all")
+    slow.train()
 
     def run(graphs: GraphBatch, labels: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        encoding = slow(graphs) if twin else encoder(graphs, reads="outputs")
+        encoding = slow(graphs) if twin else model(graphs, reads="outputs")
         loss = F.cross_entropy(head(encoding), labels)
         loss.backward()
         optimizer.step()
@@ -139,7 +172,10 @@ def training_step(
 
 def count_flops(work: Callable[[], Any]) -> int:
     """FLOPs of the matrix products that ``work`` runs (2mnk for ``[m, k] @ [k, n]``)."""
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_flops})
+    counted: dict[Any, Any] = {torch.ops.aten.addmm_: _addmm_flops, torch.ops.aten.baddbmm_: _baddbmm_flops}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        counted[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+    counter = FlopCounterMode(display=False, custom_mapping=counted)
     with counter:
         work()
     return counter.get_total_flops()
@@ -147,3 +183,11 @@ def count_flops(work: Callable[[], Any]) -> int:
 
 def _addmm_flops(_self: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[1]
+
+
+def _baddbmm_flops(_self: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
+def _linear_flops(a: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    return 2 * a[0] * a[1] * out_shape[-1]

@@ -27,11 +27,13 @@ def add(verbs: Any) -> None:
     step = add_verb(
         inner,
         "step",
-        "time training steps of NG-GNN against the textbook edge-list twin",
+        "time training steps of an encoder against its textbook twin",
         "neural-graphs bench step --out step.json",
         _step,
     )
-    _add_speed(step, "results/step.json")
+    _add_speed(step, "results/step.json, or results/step-ng-t.json")
+    step.set_defaults(out=None)
+    step.add_argument("--encoder", choices=("ng-gnn", "ng-t"), default="ng-gnn", help="(default: ng-gnn)")
     step.add_argument("--batch", type=positive, default=64, metavar="N", help="networks per step (default: 64)")
     step.add_argument("--width", type=positive, default=64, metavar="N", help="of the encoder (default: 64)")
     step.add_argument("--layers", type=positive, default=4, metavar="N", help="of the encoder (default: 4)")
@@ -148,8 +150,10 @@ def _step(options: argparse.Namespace) -> int:
     load("neural_graphs.bench")
     from neural_graphs.bench import step
 
+    options.out = options.out or ("results/step.json" if options.encoder == "ng-gnn" else "results/step-ng-t.json")
     rows = step(
         options.out,
+        encoder=options.encoder,
         batch=options.batch,
         width=options.width,
         layers=options.layers,
