@@ -14,10 +14,15 @@ from neural_graphs.nn._embedding import pad_kernel
 from neural_graphs.testing import random_graph, random_stack
 
 
-@pytest.mark.parametrize("name", sorted(set(list_encoders()) - {"probing"}))  # it looks at what networks compute
-def test_scale_of_the_zoo_does_not_matter(name: str, build: Any, stack: Stack) -> None:
-    """Encoders see weights relative to the training networks' statistics: other units, same answer."""
-    encoder, graph = build(name), random_graph(stack, 6)
+# Probes look at what networks compute, which changes with the units of their weights.
+@pytest.mark.parametrize("name", sorted(set(list_encoders()) - {"probing", "combined"}))
+def test_scale_of_the_zoo_does_not_matter(name: str, build: Any) -> None:
+    """Encoders see weights relative to the training networks' statistics: other units, same answer.
+
+    Of tanh, whose scale is no symmetry and whose bias, unlike a sine's, is not periodic.
+    """
+    stack = Stack.mlp((2, 6, 5, 1), "tanh")
+    encoder, graph = build(name, parameters=stack.num_parameters), random_graph(stack, 6)
     found = []
     for units in (1.0, 100.0):
         scaled = graph.map(lambda t, u=units: u * t)

@@ -182,6 +182,18 @@ def test_rescaled_neurons_are_pooled_in_canonical_form(activation: str, pooling:
         assert (value(louder, True) - value(nodes, True)).abs().max() > 1e-6
 
 
+@pytest.mark.parametrize("over", ["last", "all"])
+@pytest.mark.parametrize("pooling", POOLINGS[1:])
+def test_pooled_rescaled_encodings_are_invariant(pooling: str, over: str) -> None:
+    torch.manual_seed(0)
+    encoder = create_encoder("scale-gmn", width=8, layers=2, edge_width=4).double().eval()
+    head = head_of(pooling, over)
+    graph = random_graph(Stack.mlp((2, 5, 4, 6, 2), ["relu", "tanh", "sine:30"]), 3)
+    kinds = ("permutation", "scale", "sign", "phase")
+    model = lambda batch: head(encoder(batch, reads=head.reads))  # noqa: E731
+    assert assert_invariant(model, graph, samples=2, kinds=kinds, spread=1e3) < 1e-10
+
+
 # -- one vector per network ------------------------------------------------------------------------------------------------
 
 
