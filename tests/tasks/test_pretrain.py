@@ -97,6 +97,21 @@ def test_reconstruction_beside_classification(zoo: Zoo, tmp_path: Path, config: 
     assert "train_error" not in plain.history[0] and result.parameters == plain.parameters
 
 
+def test_networks_are_augmented_but_not_mixed(zoo: Zoo, tmp_path: Path, config: Any) -> None:
+    found = {}
+    for name, augment in {
+        "plain": AugmentConfig(),
+        "mixed": AugmentConfig(mixup=0.5),
+        "turned": AugmentConfig(rotation=45.0),
+    }.items():
+        settings = config(zoo, tmp_path / name, augment=augment, pretrain=SMALL, epochs=1)
+        train(settings, quiet=True)
+        *first, last = rows(tmp_path / name)
+        found[name] = ([row["train_error"] for row in first], last["train_loss"])
+    assert found["mixed"][0] == found["plain"][0] != found["turned"][0]
+    assert found["mixed"][1] != found["plain"][1]
+
+
 def test_in_memory(zoo: Zoo) -> None:
     from neural_graphs.nn import create_encoder
 

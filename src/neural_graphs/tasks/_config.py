@@ -78,7 +78,8 @@ class AugmentConfig:
 class PretrainConfig:
     """Learning to draw the image of every training network (of two inputs) from its code, before the labels are looked at.
 
-    Encoder and head go on from there. Batch size, warm-up, schedule and the like are those of ``OptimConfig``.
+    Encoder and head go on from there. Networks are augmented, but not mixed, and drawn as they then are. Batch size,
+    warm-up, schedule and the like are those of ``OptimConfig``.
 
     Args:
         epochs: passes over the training networks; 0: no pre-training.

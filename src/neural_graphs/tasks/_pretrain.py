@@ -16,7 +16,8 @@ from neural_graphs.zoo._store import ZooSplit
 
 
 class Pretraining(Loop):
-    """The error of the reconstructed image, of networks as the augmentation has changed them."""
+    """The error of the reconstructed image, of networks as the augmentation has changed them, but not mixed: between two
+    networks lie images that are none of the zoo's kind (their variance is half as large again with alpha 0.2)."""
 
     phase = "pretrain"
 
@@ -24,7 +25,8 @@ class Pretraining(Loop):
         self, learner: Learner, train: ZooSplit, val: ZooSplit | None, config: TrainConfig, *arguments: Any
     ) -> None:
         optimizer = replace(config.optimizer, epochs=config.pretrain.epochs, lr=config.pretrain.lr, ema=0.0)
-        own = replace(config, optimizer=optimizer, seed=seed_of(config.seed, PRETRAIN))
+        augment = replace(config.augment, mixup=0.0)
+        own = replace(config, optimizer=optimizer, augment=augment, seed=seed_of(config.seed, PRETRAIN))
         super().__init__(learner, train, val, own, *arguments)
 
     @property
