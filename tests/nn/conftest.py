@@ -8,11 +8,27 @@ import pytest
 import torch
 
 from neural_graphs.graph import Stack
-from neural_graphs.nn import Encoder, GraphHead, create_encoder
+from neural_graphs.nn import Encoder, GraphHead, create_encoder, list_encoders
 from neural_graphs.nn import _registry as registry
 from neural_graphs.testing import random_graph
 
 STACK = Stack.mlp((2, 6, 5, 1), "sine:30", shift=0.5)
+
+
+def variants() -> list[str]:
+    """Every encoder, and with probes where they are an option: "ng-gnn", "ng-gnn probes", ..."""
+    found = []
+    for name in list_encoders():
+        found.append(name)
+        probes = inspect.signature(registry._ENCODERS[name]).parameters.get("probes")
+        if probes is not None and probes.default == 0:
+            found.append(f"{name} probes")
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "encoder_variant" in metafunc.fixturenames:
+        metafunc.parametrize("encoder_variant", variants())
 
 
 @pytest.fixture
@@ -26,6 +42,9 @@ def build() -> Callable[..., Encoder]:
 
     def make(name: str, dtype: torch.dtype = torch.float64, **arguments: Any) -> Encoder:
         torch.manual_seed(0)
+        name, _, probes = name.partition(" ")
+        if probes:
+            arguments = {"probes": 8, **arguments}
         wanted = {"width": 12, "layers": 3, "parameters": STACK.num_parameters, **arguments}
         known = inspect.signature(registry._ENCODERS[name]).parameters
         encoder = create_encoder(name, **{key: value for key, value in wanted.items() if key in known})

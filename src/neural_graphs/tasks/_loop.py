@@ -20,7 +20,7 @@ from neural_graphs._progress import Progress, _Silent, progress
 from neural_graphs.errors import RunError
 from neural_graphs.tasks._changes import DROPOUT, Changed, Changes, seed_of
 from neural_graphs.tasks._classifier import EVAL_BATCH
-from neural_graphs.tasks._runtime import Interrupted, interruptible, precision
+from neural_graphs.tasks._runtime import Interrupted, compiled, interruptible, precision
 from neural_graphs.zoo._loader import Loader, Sample
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class Loop(ABC):
         self.learner = learner.to(device.device)
         self.core, self.decoder = learner.core, learner.decoder
         self.model, self.optimizer = device.prepare(self.learner, optimizer)
+        if config.compile:
+            self.model = compiled(self.model, device.device)
         self.changes = Changes(config.augment, config.seed)
         self.course = Course(self.phase)
         self.sums = torch.zeros(self.measures, dtype=torch.float64, device=device.device)  # since the last validation
