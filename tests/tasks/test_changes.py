@@ -81,5 +81,5 @@ def test_losses_of_mixed_labels_are_cross_entropies_with_soft_ones(mixed_zoo: Zo
 
 def test_learns_with_all_of_them(mixed_zoo: Zoo, tmp_path: Path, config: Any) -> None:
     augment = AugmentConfig(symmetry=True, mixup=0.2, noise=0.02)
-    result = train(config(mixed_zoo, tmp_path / "run", epochs=20, augment=augment, ema=0.9), quiet=True)
+    result = train(config(mixed_zoo, tmp_path / "run", epochs=12, augment=augment, ema=0.9), quiet=True)
     assert result.test_accuracy is not None and result.test_accuracy >= 0.6  # chance is a third
