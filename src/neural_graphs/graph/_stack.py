@@ -200,8 +200,9 @@ class Stack:
             if h.dim() == 5:
                 h = h.flatten(2)
             activation = layer.activation
-            if activation.kind == "sine" and activation.omega != 1:
-                # ω0 on the parameters: they are few, the values K times as many
+            if activation.kind == "sine" and activation.omega != 1 and len(h) > 1:
+                # ω0 on the parameters: they are few, the values K times as many. Not for one network, which may be the one
+                # that is being traced: its sine should be recorded with its frequency.
                 weight, bias = weight * activation.omega, bias * activation.omega if bias is not None else None
                 activation = Activation("sine", 1.0)
             transposed = weight.transpose(1, 2)
