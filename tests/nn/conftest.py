@@ -27,8 +27,12 @@ def variants() -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``encoder_variant`` is each of these, ``encoder_with_probes`` each that has no larger one with probes."""
+    found = variants()
     if "encoder_variant" in metafunc.fixturenames:
-        metafunc.parametrize("encoder_variant", variants())
+        metafunc.parametrize("encoder_variant", found)
+    if "encoder_with_probes" in metafunc.fixturenames:
+        metafunc.parametrize("encoder_with_probes", [name for name in found if f"{name} probes" not in found])
 
 
 @pytest.fixture

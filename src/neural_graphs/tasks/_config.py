@@ -112,8 +112,8 @@ class TrainConfig:
         reconstruction: weight of the error of the reconstructed image (as in pre-training; the mean image has 1), which is
             added to the cross-entropy; 0: none.
         precision: of training: "fp32"; "bf16", edge embeddings in bfloat16 and everything else in float32 (faster where the
-            processor multiplies bfloat16; ng-gnn and ng-t have such edges, others stay as they are); "auto", float32 with TF32 matrix products
-            on CUDA. Evaluation is always in float32.
+            processor multiplies bfloat16; ng-gnn and ng-t have such edges, other encoders stay as they are); "auto",
+            float32 with TF32 matrix products on CUDA. Evaluation is always in float32.
         compile: train through ``torch.compile``. It compiles for minutes, and again for every mixture of architectures that
             a batch holds: for long runs on one architecture.
         device: "auto" (an accelerator if there is one), or "cpu".
