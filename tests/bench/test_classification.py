@@ -132,6 +132,8 @@ def test_accuracy_by_architecture(tmp_path: Path) -> None:
     found = {c.out: {**about, "per_architecture": table} for c, table in zip(configs, tables, strict=True)}
     rows = {r["variant"]: r for r in module._rows(module.Method("m", "v", configs), found) if "networks" in r}
     assert {name: (r["mean"], r["networks"]) for name, r in rows.items()} == {
+        "v, 1 architectures trained on": (0.5, 4),
+        "v, 1 architectures never seen": (0.5, 2),
         "v, a": (0.5, 4),
         "v, b, never seen": (0.5, 2),
     }

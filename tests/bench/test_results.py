@@ -10,6 +10,7 @@ import pytest
 
 from neural_graphs.bench import _results as results_module
 from neural_graphs.bench import read_results, row, tables, update_readme_table, write_results, write_tables
+from neural_graphs.bench._tables import readme_table
 from neural_graphs.errors import UserError
 
 DATA = {"zoo": "digits", "train": 10}
@@ -85,15 +86,24 @@ def test_tables(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     write(
         folder / "inr-mnist.json",
-        row("ng-gnn", "test_accuracy", [0.911, 0.921], "probes=0", parameters=331_466, epochs=5),
+        row("ng-gnn", "test_accuracy", [0.911, 0.921], "probes=0", parameters=331_466, epochs=5, seconds=50.0),
         experiment="inr-mnist",
     )
     write(folder / "step.json", row("ng-gnn", "speedup", [5.0, 7.0, 6.5], median=6.5), experiment="step")
     text = tables(folder)
     assert text.index("Classifying MNIST INRs") < text.index("A training step")
-    assert "| ng-gnn | probes=0 | test accuracy | 91.6 ± 0.7 % | 2 |  | 331,466 parameters, 5 epochs |" in text
+    assert "| ng-gnn | probes=0 | 91.6 ± 0.7 % |  | 2 | 5 | 331,466 | 10.0 |  |  |" in text
     assert "| ng-gnn |  | speedup | 6.5x (5.0 to 7.0) | 3 | at least 5 |  |" in text
     assert "Data: zoo digits, train 10" in text
+
+
+def test_readme_says_of_many_architectures_what_they_have_in_common(tmp_path: Path) -> None:
+    names = ("", "probes=4", "probes=4, 3 architectures never seen", "probes=4, 2-8-8-1 relu, never seen")
+    rows = [row("ng-gnn", "test_accuracy", 0.5, name) for name in names]
+    write_results(tmp_path / "architectures.json", "architectures", "c", {"zoo": "z"}, rows)
+    write_results(tmp_path / "options-mnist.json", "options-mnist", "c", {"zoo": "z"}, rows)
+    lines = readme_table(tmp_path).splitlines()[2:]
+    assert len(lines) == 1 and "3 architectures never seen" in lines[0]
 
 
 def test_readme_part_is_replaced(tmp_path: Path) -> None:

@@ -147,15 +147,26 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]]) -> list[Row]:
 
 
 def _rows_by_architecture(method: Method, metrics: Sequence[dict[str, Any]]) -> list[Row]:
-    """Where the test split holds several architectures: the accuracy on each, and whether it was trained on."""
+    """Where the test split holds several architectures: accuracy on each, and on all that were and were not trained on."""
     tables = [m.get("per_architecture") or {} for m in metrics]
-    rows = []
-    for name, entry in tables[0].items() if len(tables[0]) > 1 else ():
-        where = name if entry["seen"] else f"{name}, never seen"
+    if len(tables[0]) < 2:
+        return []
+
+    def entry(names: Sequence[str], where: str) -> Row:
+        counts = [tables[0][name]["n"] for name in names]
+        values = [
+            sum(n * table[name]["accuracy"] for n, name in zip(counts, names, strict=True)) / sum(counts)
+            for table in tables
+        ]
         variant = ", ".join(filter(None, (method.variant, where)))
-        values = [table[name]["accuracy"] for table in tables]
-        rows.append(row(method.name, "test_accuracy", values, variant, networks=entry["n"]))
-    return rows
+        return row(method.name, "test_accuracy", values, variant, networks=sum(counts))
+
+    seen = [name for name, about in tables[0].items() if about["seen"]]
+    unseen = [name for name in tables[0] if name not in seen]
+    rows = [entry(seen, f"{len(seen)} architectures trained on")] if seen else []
+    rows += [entry(unseen, f"{len(unseen)} architectures never seen")] if unseen else []
+    rows += [entry([name], name) for name in seen]
+    return rows + [entry([name], f"{name}, never seen") for name in unseen]
 
 
 def _dataset(zoo: Zoo, config: TrainConfig) -> dict[str, Any]:

@@ -9,51 +9,19 @@ from typing import Any
 
 from neural_graphs._io import atomic_write
 from neural_graphs.bench import _trace_table
+from neural_graphs.bench._captions import BARS, NOTES, TITLES
 from neural_graphs.bench._results import Row, read_results
 from neural_graphs.errors import UserError
 
 START, END = "<!-- results -->", "<!-- /results -->"
 
-TITLES = {
-    "inr-mnist": "Classifying MNIST INRs",
-    "quickstart": "The quickstart: networks of scikit-learn's digits",
-    "step": "A training step against the textbook implementation",
-    "fit": "Fitting INRs in bulk against a loop",
-    "trace": "Symmetries of traced architectures",
-}
-
-NOTES = {
-    "quickstart": "Accuracy on networks of images never seen, one seed, and the seconds of the whole run. Both methods "
-    "train on the same networks for the same number of epochs, with the same augmentation.",
-    "inr-mnist": "Test accuracy of the model that was best on validation, on networks of images that no training network "
-    "shows; mean and standard deviation over seeds. `mlp` reads the raw weights. For orientation, and not the same work: on "
-    "55,000 training networks and 200 epochs Kofinas et al. (2024) report 91.4 % without and 94.7 % with 64 probes. "
-    "The zoo: `neural-graphs zoo make inr --images mnist --recipe dws --splits 10000,1000,1000 -o zoos/mnist-dws`.",
-    "step": "Forward, backward and AdamW step of a classifier; twin and library in turn in one process, ratios round by "
-    "round. The twin is the edge-list implementation: dense `[B, N, N, d]` embedding, gather, concatenate, scatter. "
-    "`matmul_share` is the FLOP/s of the step's matrix products over those of a large matrix product in the same run.",
-    "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
-    "trace": "The group that `trace` finds for each architecture, and the largest change of the network's output, relative "
-    "to its largest entry, under random elements of it (three by default; to be at most 1e-10 in float64 and 1e-4 "
-    "in float32). `Memory` is what network and graph take together, over the network alone. "
-    "`Moved` is the share of the parameters that some element moves. `Control` is the smallest "
-    "change when one of the tensors that the element moves is left as it was; of vision and language models at "
-    "most 20 of them are tried, spread evenly. A tensor without effect (the bias of attention's keys, which the "
-    "softmax cancels) shows nothing and is only counted, among those tried. `Rescalings` are scale, sign and "
-    "phase symmetries with the largest change under them, in float64. Operators without a rule freeze what they "
-    "touch. Weights are random; language models have two layers, GPT-2 is in full. "
-    "The float64 figures are with the models' own casts to float32 lifted to float64; Mixtral runs its experts by "
-    "batched products, and T5, BART and Whisper return their logits only.",
-}
-
-BARS = {
-    ("step", "speedup"): "at least 5",
-    ("step", "memory_ratio"): "at most 0.33",
-    ("fit", "speedup"): "at least 4",
-}
-"""What the project set out to reach."""
-
 _SHARES = ("accuracy", "share")
+
+_ACCURACIES = ("inr-", "encoders-", "options-", "architectures")
+"""Experiments (how their names start) that compare accuracies, a line per method."""
+
+_LONG = ("encoders-", "options-")
+"""Experiments that the README leaves to the page of results."""
 
 
 def tables(results: str | os.PathLike[str] = "results") -> str:
@@ -76,8 +44,12 @@ def readme_table(results: str | os.PathLike[str] = "results") -> str:
         if result["experiment"] == "trace":
             lines += [(TITLES["trace"], *entry) for entry in _trace_table.short(result["rows"])]
             continue
+        if result["experiment"].startswith(_LONG):
+            continue
         shown = ("test_accuracy", "speedup", "memory_ratio") if result["experiment"] != "fit" else ("speedup",)
         rows = [r for r in result["rows"] if r["metric"] in shown]
+        if result["experiment"] == "architectures":
+            rows = [r for r in rows if r["variant"].endswith(("trained on", "architectures never seen"))]
         title = TITLES.get(result["experiment"], result["experiment"])
         for entry in rows:
             name = " ".join(filter(None, (entry["method"], entry["variant"])))
@@ -134,6 +106,8 @@ def _section(result: Mapping[str, Any]) -> str:
     if name == "trace":
         facts += f"\n\n{_trace_table.summary(result['rows'])}"
         return _titled(name, facts, _trace_table.HEAD, _trace_table.lines(result["rows"]))
+    if name.startswith(_ACCURACIES):
+        return _titled(name, facts, _ACCURACY_HEAD, _accuracy_lines(result["rows"]))
     rows = [
         (
             entry["method"],
@@ -147,6 +121,38 @@ def _section(result: Mapping[str, Any]) -> str:
         for entry in result["rows"]
     ]
     return _titled(name, facts, ("Method", "Variant", "Measure", "Value", "n", "Bar", "More"), rows)
+
+
+_ACCURACY_HEAD = (
+    "Method", "Variant", "Test", "Validation", "Seeds", "Epochs", "Parameters", "s per epoch", "Peak MB", "More"
+)  # fmt: skip
+
+
+def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
+    found = {(r["method"], r["variant"], r["metric"]): r for r in rows}
+    lines: list[tuple[str, ...]] = []
+    for (method, variant, metric), test in found.items():
+        if metric != "test_accuracy":
+            continue
+        val = found.get((method, variant, "val_accuracy"))
+        per_epoch = test["seconds"] / test["epochs"] if "seconds" in test else None
+        more = [f"{test['networks']} networks"] if "networks" in test else []
+        more += [f"commit {test['commit']}"] if "commit" in test else []
+        lines.append(
+            (
+                method,
+                variant,
+                _value(test),
+                _value(val) if val else "",
+                str(len(test["values"])),
+                str(test.get("epochs", "")),
+                f"{test['parameters']:,}" if "parameters" in test else "",
+                f"{per_epoch:.1f}" if per_epoch is not None else "",
+                f"{test['peak_memory_mb']:,.0f}" if "peak_memory_mb" in test else "",
+                ", ".join(more),
+            )
+        )
+    return lines
 
 
 def _titled(name: str, facts: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -189,10 +195,6 @@ def _about(entry: Row) -> str:
         parts.append(f"{entry['epochs']} epochs")
     if "seconds" in entry:
         parts.append(f"{entry['seconds']:,.0f} s")
-    if "seconds_per_epoch" in entry:
-        parts.append(f"{entry['seconds_per_epoch']:.1f} s per epoch")
-    if "networks" in entry:
-        parts.append(f"{entry['networks']} networks")
     if "peak_memory_mb" in entry:
         parts.append(f"{entry['peak_memory_mb']:,.0f} MB peak")
     if "matmul_gflops" in entry:
