@@ -13,7 +13,7 @@ from neural_graphs.tasks._config import from_dict, to_dict, to_yaml
 
 
 def test_presets_load_and_comment_every_key() -> None:
-    assert list_presets() == ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes"]
+    assert list_presets() == ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes", "inr-probing"]
     for name in list_presets():
         config = load_config(name, ["zoo=somewhere"])
         assert config.zoo == "somewhere" and config.out == str(Path("runs") / name)
