@@ -76,13 +76,20 @@ OPTIONS: dict[str, Sequence[str]] = {
     "symmetry": ("augment.symmetry=true",),
     "mixup": ("augment.mixup=0.2",),
     "ema": ("optimizer.ema=0.99",),
-    "pretrain": ("pretrain.epochs=2",),
-    "2 views": ("views=2", "optimizer.epochs=4"),
-    "1 view": ("views=1", "optimizer.epochs=8"),
+    "pretrain": ("pretrain.epochs=4",),
+    "reconstruction": ("reconstruction=0.3",),
+    "image moves": (
+        "augment.translation=0.1",
+        "augment.rotation=15",
+        "augment.scaling=0.1",
+        "augment.exact_translation=true",
+    ),
+    "2 views": ("views=2", "optimizer.epochs=8"),
+    "1 view": ("views=1", "optimizer.epochs=16"),
 }
 """Options of training by name; all take the same number of steps on labelled networks."""
 
-OPTIONS_BASE = ("optimizer.epochs=2",)
+OPTIONS_BASE = ("optimizer.epochs=4",)
 """The options' ablation is on a zoo with four networks per image."""
 
 
