@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from neural_graphs.bench._all_pairs_twin import AllPairsTwin
-from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
-from neural_graphs.nn import NGT, Encoding, GraphHead, create_encoder
+from neural_graphs.graph import NeuralGraph, Stack
+from neural_graphs.nn import NGT, Encoding, create_encoder
 from neural_graphs.nn import _edges as edges_module
-from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_stack
+from neural_graphs.testing import random_graph
 
 ATTENTION = ["blocks", "all"]
 SIREN = Stack.mlp((2, 7, 5, 2), "sine:30", shift=0.5)

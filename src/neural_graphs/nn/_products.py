@@ -22,11 +22,11 @@ def _onednn(t: Tensor) -> bool:
     return suited and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def apply(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows`` ``[n, k]`` times the transpose of ``weight`` ``[m, k]`` -> ``[n, m]``."""
+def apply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``rows`` ``[n, k]`` times the transpose of ``weight`` ``[m, k]``, plus ``bias`` ``[m]`` -> ``[n, m]``."""
     if _onednn(rows):
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
-    return rows @ weight.T
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 
 
 def correlate(left: Tensor, right: Tensor) -> Tensor:

@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neural_graphs.nn._attention import edge_logits, edge_update, edge_values
+from neural_graphs.nn._attention import Block, attend
+from neural_graphs.nn._edge_mlp import edge_update
 from neural_graphs.nn._embedding import composed
-
-Seen = tuple[Tensor, Tensor, Tensor]
-"""What attention reads of a block: edges, and its senders' keys and values."""
 
 
 class NGTLayer(nn.Module):
@@ -44,39 +42,28 @@ class NGTLayer(nn.Module):
         """Queries, keys and values of nodes ``[..., F]``, side by side ``[..., 3A]``."""
         return F.linear(x, torch.cat([self.query.weight, self.key.weight, self.value.weight]))
 
-    def attend(self, query: Tensor, seen: Sequence[Seen], own: Seen | None = None) -> Tensor:
-        """What the receivers gather, ``o`` before the map ``W_j``: ``[B, r, A]``.
+    def attend(self, query: Tensor, blocks: Sequence[Block], own: Block | None = None) -> Tensor:
+        """What the receivers gather, ``o`` before the map ``W_j``: ``[B, n, A]``.
 
-        ``query`` ``[B, r, A]``. Each of ``seen`` is a block ``(z, key, value)``: ``[B * groups, r / groups, s / groups, d]``
-        and ``[B, s, A]`` twice. ``own`` is what a node sees of itself: ``[B, r, d]`` and ``[B, r, A]`` twice.
+        ``query`` ``[B, n, A]``. Each of ``blocks`` is ``(z, key, value)``: ``[B * groups, n / groups, s, d]`` and twice
+        ``[B, groups * s, A]``. ``own`` is what a node sees of itself: ``[B, n, d]`` and twice ``[B, n, A]``.
         """
-        scale = query.shape[-1] ** -0.5
-        logits, scaled, add = [], [], []
+        maps = self.edge_query.weight, self.edge_key.weight, self.edge_scale.weight
+        logits = query.new_zeros(*query.shape[:2], self.heads, 0)
         if own is not None:
-            e, key, value = own
-            e = e.to(query.dtype)
-            maps = torch.cat([self.edge_query.weight, self.edge_key.weight, self.edge_scale.weight])
-            to_query, to_key, to_value = F.linear(e, maps).chunk(3, -1)
-            product = (query + to_query) * (key + to_key) * scale
-            logits.append(self._apart(product).sum(-1, keepdim=True))
-        for z, key, _ in seen:
-            q, k = (t.reshape(len(z), n, t.shape[-1]) for t, n in zip((query, key), z.shape[1:3], strict=True))
-            found = edge_logits(z, self.edge_query.weight, self.edge_key.weight, q, k, self.heads)
-            logits.append(found.reshape(*query.shape[:2], *found.shape[2:]))
-        weights = list(torch.cat(logits, -1).softmax(-1).split([x.shape[-1] for x in logits], -1))
+            e, key, value = own[0].to(query.dtype), *own[1:]
+            to_query, to_key, to_value = F.linear(e, torch.cat(maps)).chunk(3, -1)
+            product = (query + to_query) * (key + to_key)
+            logits = self._per_head(product).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
+        apart = [(z, _apart(key, z), _apart(value, z)) for z, key, value in blocks]
+        o, mean, weights = attend(maps, query, logits, apart)
         if own is not None:
-            weight = weights.pop(0)
-            scaled.append((weight * self._apart(value * to_value)).flatten(2))
-            add.append(weight * e.unsqueeze(2))
-        for (z, _, value), weight in zip(seen, weights, strict=True):
-            v = value.reshape(len(z), z.shape[2], value.shape[-1])
-            a, b = edge_values(z, weight.reshape(*z.shape[:2], *weight.shape[2:]), self.edge_scale.weight, v)
-            scaled.append(a.reshape(query.shape))
-            add.append(b.reshape(*query.shape[:2], *b.shape[2:]))
-        shift = torch.einsum("bnhd,hcd->bnhc", _sum(add), self.edge_value.weight.unflatten(0, (self.heads, -1)))
-        return _sum(scaled) + shift.flatten(2)
+            o = o + (weights * self._per_head(value * to_value)).flatten(2)
+            mean = mean + weights * e.unsqueeze(2)
+        shift = torch.einsum("bnhd,hcd->bnhc", mean, self.edge_value.weight.unflatten(0, (self.heads, -1)))
+        return o + shift.flatten(2)
 
-    def _apart(self, t: Tensor) -> Tensor:
+    def _per_head(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.heads, -1))
 
     def update(self, x: Tensor, o: Tensor) -> Tensor:
@@ -115,8 +102,7 @@ class EdgeMLP(nn.Module):
         drops = self.training and self.dropout > 0
         keep = (_mask(z, 1 - self.dropout), _mask(z, 1 - self.dropout)) if drops else (None, None)
         scale = 1 / (1 - self.dropout) if drops else 1.0
-        p = (receiver + self.pair.bias).reshape(len(z), z.shape[1], receiver.shape[-1])
-        q = sender.reshape(len(z), z.shape[2], sender.shape[-1])
+        p, q = _apart(receiver + self.pair.bias, back), _apart(sender, z)
         maps = (
             *(self.pair.weight, self.out.weight * scale, self.out.bias * scale, self.norm.weight, self.norm.bias),
             *(self.grow.weight, self.shrink.weight * scale, self.shrink.bias * scale),
@@ -129,8 +115,6 @@ def _mask(like: Tensor, share: float) -> Tensor:
     return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(share)
 
 
-def _sum(terms: Sequence[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
+def _apart(senders: Tensor, z: Tensor) -> Tensor:
+    """``[B, groups * s, c]`` -> ``[B * groups, s, c]``, for edges ``z`` ``[B * groups, r, s, d]``."""
+    return senders.reshape(len(z), z.shape[2], senders.shape[-1])
