@@ -47,6 +47,15 @@ def grouped() -> GraphSpec:
     return GraphSpec(sets, blocks, PermutationSpec(axes, over=(("I", ("G",)), ("O", ("G",)))))
 
 
+SMALL: dict[str, Any] = {"edge_width": 6, "attention_width": 12, "hidden": 10, "edge_hidden": 7, "heads": 3}
+KINDS: dict[str, dict[str, Any]] = {
+    "ng-gnn": {"name": "ng-gnn"},
+    "ng-t blocks": {"name": "ng-t", "attention": "blocks", **SMALL},
+    "ng-t all": {"name": "ng-t", "attention": "all", **SMALL},
+}
+each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+
+
 def draw(spec: GraphSpec, batch: int = 3, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -57,10 +66,11 @@ def draw(spec: GraphSpec, batch: int = 3, seed: int = 0) -> dict[str, torch.Tens
 
 @pytest.mark.parametrize("reverse", [True, False])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3)])
-def test_equivariance(reverse: bool, kernel: tuple[int, int], build: Any, with_head: Any) -> None:
+@each_kind
+def test_equivariance(kind: dict[str, Any], reverse: bool, kernel: tuple[int, int], build: Any, with_head: Any) -> None:
     spec = grouped()
     graph = NeuralGraph.pack(spec, draw(spec))
-    encoder = build("ng-gnn", reverse_edges=reverse, kernel=kernel)
+    encoder = build(**kind, reverse_edges=reverse, kernel=kernel)
     encoder.fit_normalization([graph])
     assert_equivariant(encoder, graph)
     assert_invariant(with_head(encoder), graph)
@@ -78,11 +88,12 @@ def test_the_order_of_neurons_is_noticed(build: Any) -> None:
         assert_equivariant(lambda batch: encoder(batch.buckets[0].map(lambda t: t.cumsum(1))), graph)
 
 
-def test_groups_equal_separate_node_sets(build: Any) -> None:
+@each_kind
+def test_groups_equal_separate_node_sets(kind: dict[str, Any], build: Any) -> None:
     """The twin: every group is a node set of its own, joined by dense blocks."""
     spec = grouped()
     state = draw(spec)
-    encoder = build("ng-gnn", layers=4)
+    encoder = build(**kind, layers=4)
     encoder.normalization = type(encoder.normalization)()  # weights times sqrt(fan_in), which the twin makes up for
     found = encoder(NeuralGraph.pack(spec, state))
 
@@ -117,10 +128,11 @@ def test_groups_equal_separate_node_sets(build: Any) -> None:
         torch.testing.assert_close(found.edges[0][offset + 2], edges, rtol=1e-10, atol=1e-12)
 
 
-def test_a_residual_is_a_weight_of_one(build: Any) -> None:
+@each_kind
+def test_a_residual_is_a_weight_of_one(kind: dict[str, Any], build: Any) -> None:
     spec = grouped()
     state = draw(spec)
-    encoder = build("ng-gnn", kernel=(3, 3))
+    encoder = build(**kind, kernel=(3, 3))
     encoder.normalization = type(encoder.normalization)()
     blocks = tuple(Block(1, 4, "one", (6,), groups=6) if b.kind == "identity" else b for b in spec.blocks)
     symmetries = replace(spec.symmetries, axes=(*spec.symmetries.axes, ("one", (P,))))
@@ -131,11 +143,12 @@ def test_a_residual_is_a_weight_of_one(build: Any) -> None:
         assert torch.equal(a, b)
 
 
-def test_gradients_through_groups(build: Any) -> None:
+@each_kind
+def test_gradients_through_groups(kind: dict[str, Any], build: Any) -> None:
     """Numerical derivatives of a scalar of all embeddings with respect to grouped weights."""
     spec = grouped()
     graph = NeuralGraph.pack(spec, draw(spec, 1))
-    encoder = build("ng-gnn", width=4, layers=2, fourier=4, sigma=0.1)
+    encoder = build(**kind, width=4, layers=2, fourier=4, sigma=0.1)
     direction = torch.Generator().manual_seed(1)
 
     def value(wc: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
