@@ -1,9 +1,9 @@
 """NG-T the textbook way: the slow, obvious twin of ``neural_graphs.nn.NGT`` that benchmarks and tests compare with.
 
-It runs the parameters of an ``NGT`` as the equations of Kofinas et al. (2024) read: a dense ``[B, N, N, c]`` adjacency tensor
-embedded entry by entry, queries, keys and values of every pair of neurons, every linear map applied on its own. Nothing is
-fused, chunked, composed, skipped or recomputed. For an encoder whose neurons attend along blocks only, the logits of all
-other pairs are minus infinity.
+It runs the parameters of an ``NGT`` as the equations of Kofinas et al. (2024) read: a dense ``[B, N, N, c]`` adjacency
+tensor embedded entry by entry, queries, keys and values of every pair of neurons, every linear map applied on its own.
+Nothing is fused, chunked, composed, skipped or recomputed. For an encoder whose neurons attend along blocks only, the
+logits of all other pairs are minus infinity.
 """
 
 from __future__ import annotations
