@@ -59,25 +59,9 @@ class GraphEmbedding(nn.Module):
         self.probes = ProbeFeatures(probes, inputs, width, probe_generator, probe_reads) if probes else None
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        spec = graph.spec
-        if max(spec.num_inputs, spec.num_outputs) > self.position.max_io:
-            raise UserError(
-                f"this model reads networks of up to {self.position.max_io} inputs and outputs, this one has "
-                f"{spec.num_inputs} and {spec.num_outputs}"
-            )
+        check_weights_and_biases(graph.spec, self.kernel, self.position.max_io)
         if self.probes is not None:
             check_probed(graph, self.probes.inputs)
-        for nodes in spec.node_sets:
-            if nodes.columns > 1:
-                raise UserError(
-                    f"this model reads one value per neuron, its bias: {nodes.name} has {nodes.columns} "
-                    f"({', '.join(nodes.parameters)})"
-                )
-        for block in spec.blocks:
-            if block.features:
-                kernel_of(block.features, block.kernel, self.kernel)
-            elif block.kind != "identity":
-                raise UserError(f"this model reads weights and residuals, but no {block.kind} without parameters")
 
     def nodes(self, graph: NeuralGraph, normalization: Normalization) -> Nodes:
         """Embeddings ``[B, n_s, F]`` of all node sets."""
@@ -116,6 +100,26 @@ class GraphEmbedding(nn.Module):
             else pad_kernel(edges.new_ones(*edges.shape[:-1], 1), 1, (), self.kernel)
             for block, edges in zip(graph.spec.blocks, normalization.weights(graph), strict=True)
         ]
+
+
+def check_weights_and_biases(spec: GraphSpec, kernel: tuple[int, int], max_io: int) -> None:
+    """Raise ``UserError`` with one line unless networks are made of weights, residuals and a bias per neuron that fit."""
+    if max(spec.num_inputs, spec.num_outputs) > max_io:
+        raise UserError(
+            f"this model reads networks of up to {max_io} inputs and outputs, this one has {spec.num_inputs} and "
+            f"{spec.num_outputs}"
+        )
+    for nodes in spec.node_sets:
+        if nodes.columns > 1:
+            raise UserError(
+                f"this model reads one value per neuron, its bias: {nodes.name} has {nodes.columns} "
+                f"({', '.join(nodes.parameters)})"
+            )
+    for block in spec.blocks:
+        if block.features:
+            kernel_of(block.features, block.kernel, kernel)
+        elif block.kind != "identity":
+            raise UserError(f"this model reads weights and residuals, but no {block.kind} without parameters")
 
 
 class RawEmbedding(nn.Module):

@@ -47,7 +47,9 @@ class Normalization:
 
     def uncentred(self) -> Normalization:
         """Division by the root mean square alone, for values from which nothing may be subtracted."""
-        tables = ({k: (0.0, math.hypot(*moments)) for k, moments in table.items()} for table in (self.weight, self.bias))
+        tables = (
+            {k: (0.0, math.hypot(*moments)) for k, moments in table.items()} for table in (self.weight, self.bias)
+        )
         return Normalization(*tables)
 
     def weights(self, graph: NeuralGraph) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
-from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, kernel_of, pad_kernel
+from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, check_weights_and_biases, pad_kernel
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._gauge import Gauge, fix_gauge, units
 from neural_graphs.nn._normalization import Normalization
@@ -111,25 +111,9 @@ class ScaleGMN(Encoder):
         self.normalization = Normalization.fit(fix_gauge(graph).graph for graph in graphs).uncentred()
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        spec = graph.spec
-        if max(spec.num_inputs, spec.num_outputs) > self.position.max_io:
-            raise UserError(
-                f"this model reads networks of up to {self.position.max_io} inputs and outputs, this one has "
-                f"{spec.num_inputs} and {spec.num_outputs}"
-            )
+        check_weights_and_biases(graph.spec, self.kernel, self.position.max_io)
         if self.probes is not None:
             check_probed(graph, self.inputs)
-        for nodes in spec.node_sets:
-            if nodes.columns > 1:
-                raise UserError(
-                    f"this model reads one value per neuron, its bias: {nodes.name} has {nodes.columns} "
-                    f"({', '.join(nodes.parameters)})"
-                )
-        for block in spec.blocks:
-            if block.features:
-                kernel_of(block.features, block.kernel, self.kernel)
-            elif block.kind != "identity":
-                raise UserError(f"this model reads weights and residuals, but no {block.kind} without parameters")
 
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is returned as None."""

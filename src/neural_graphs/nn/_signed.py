@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs.graph import GraphSpec
+from neural_graphs.nn._edges import _apart, _joined
 from neural_graphs.nn._gated import gated, summed
 
 GAIN = 0.3
@@ -162,12 +163,3 @@ class SignedLayer(nn.Module):
         change = [self.gate(z[:, :odd], position[:odd])] if odd else []
         change += [self.plain(z[:, odd:], position[odd:])] if odd < z.shape[1] else []
         return x + torch.cat(change, 1)
-
-
-def _apart(t: Tensor, groups: int) -> Tensor:
-    """``[B, n, ...]`` -> ``[B * groups, n / groups, ...]``: a grouped block of a network is ``groups`` dense ones."""
-    return t if groups == 1 else t.unflatten(1, (groups, -1)).flatten(0, 1)
-
-
-def _joined(t: Tensor, groups: int) -> Tensor:
-    return t if groups == 1 else t.unflatten(0, (-1, groups)).flatten(1, 2)
