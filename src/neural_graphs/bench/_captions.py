@@ -24,7 +24,7 @@ _ALIKE = (
 )
 
 _PROBING = (
-    "The preset `inr-probing`: 128 generated probes, answers only, 80 epochs on all training networks. For "
+    "The preset `inr-probing`: 128 generated probes, answers only, on all training networks. For "
     "orientation, and not the same work, on 55,000 training networks: "
 )
 
