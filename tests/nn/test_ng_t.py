@@ -17,6 +17,7 @@ from neural_graphs.nn import NGT, Encoding, GraphHead, _products, create_encoder
 from neural_graphs.nn import _edges as edges_module
 from neural_graphs.nn._attention import attend
 from neural_graphs.nn._edge_mlp import edge_update
+from neural_graphs.nn._transformer import DROPOUT_STEPS, _mask
 from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_stack
 
 ATTENTION = ["blocks", "all"]
@@ -238,6 +239,16 @@ def test_dropout(attention: str) -> None:
         assert (torch.stack(drawn).mean(0) - still).square().mean() < apart / 4
         edges = tensors(encoder(graph))[len(SIREN.widths) :], tensors(encoder(graph))[len(SIREN.widths) :]
         assert all((a != b).any() for a, b in zip(*edges, strict=True))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9, 1.0])
+def test_masks(share: float) -> None:
+    torch.manual_seed(0)
+    steps = round(share * DROPOUT_STEPS)
+    mask = _mask(torch.empty(101, 1001), steps)
+    assert mask.shape == (101, 1001) and mask.dtype == torch.bool
+    assert float(mask.double().mean()) == pytest.approx(1 - share, abs=5e-3 if share < 1 else 0)
+    assert share == 1 or not torch.equal(mask, _mask(torch.empty(101, 1001), steps))
 
 
 @pytest.mark.parametrize(

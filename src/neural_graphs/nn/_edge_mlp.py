@@ -68,7 +68,7 @@ class _EdgeUpdate(torch.autograd.Function):
             )
             grads[8] += into_norm
             grads[9] += into_bias
-            kept = g if keep_2 is None else g * _rows(keep_2[part])
+            kept = g if keep_2 is None else g * _rows(keep_2[part]).to(g.dtype)
             grads[6] += correlate(kept, post_2)
             grads[7] += kept.sum(0)
             inner = torch.ops.aten.gelu_backward(apply(kept, out_2.T), pre_2)
@@ -79,7 +79,7 @@ class _EdgeUpdate(torch.autograd.Function):
             )
             grads[3] += into_norm
             grads[4] += into_bias
-            kept = g if keep_1 is None else g * _rows(keep_1[part])
+            kept = g if keep_1 is None else g * _rows(keep_1[part]).to(g.dtype)
             grads[1] += correlate(kept, post_1)
             grads[2] += kept.sum(0)
             inner = torch.ops.aten.gelu_backward(apply(kept, out_1.T), pre_1)
@@ -109,12 +109,12 @@ def _update(z: Tensor, back: Tensor, receiver: Tensor, sender: Tensor, rest: Any
     pre_1 = _rows(pre_1)
     post_1 = torch.nn.functional.gelu(pre_1)
     sum_1 = apply(post_1, out_1, shift_1)
-    sum_1 = (sum_1 if keep_1 is None else sum_1.mul_(_rows(keep_1[part]))).add_(_rows(chunk))
+    sum_1 = (sum_1 if keep_1 is None else sum_1.mul_(_rows(keep_1[part]).to(z.dtype))).add_(_rows(chunk))
     middle, *stats_1 = torch.ops.aten.native_layer_norm(sum_1, [d], norm_1, bias_1, NORM_EPSILON)
     pre_2 = apply(middle, hidden_2)
     post_2 = torch.nn.functional.gelu(pre_2)
     sum_2 = apply(post_2, out_2, shift_2)
-    sum_2 = (sum_2 if keep_2 is None else sum_2.mul_(_rows(keep_2[part]))).add_(middle)
+    sum_2 = (sum_2 if keep_2 is None else sum_2.mul_(_rows(keep_2[part]).to(z.dtype))).add_(middle)
     return both, pre_1, post_1, sum_1, stats_1, middle, pre_2, post_2, sum_2
 
 

@@ -99,9 +99,11 @@ class EdgeMLP(nn.Module):
         ``back`` ``[B * groups, s, r, d]`` holds ``e_ji``; ``receiver`` ``[B, r * groups, hidden]`` and ``sender`` are
         ``W_r x_i`` and ``W_t x_j``.
         """
-        drops = self.training and self.dropout > 0
-        keep = (_mask(z, 1 - self.dropout), _mask(z, 1 - self.dropout)) if drops else (None, None)
-        scale = 1 / (1 - self.dropout) if drops else 1.0
+        keep: tuple[Tensor | None, Tensor | None] = (None, None)
+        scale = 1.0
+        steps = round(self.dropout * DROPOUT_STEPS)
+        if self.training and steps:
+            keep, scale = (_mask(z, steps), _mask(z, steps)), DROPOUT_STEPS / max(1, DROPOUT_STEPS - steps)
         p, q = _apart(receiver + self.pair.bias, back), _apart(sender, z)
         maps = (
             *(self.pair.weight, self.out.weight * scale, self.out.bias * scale, self.norm.weight, self.norm.bias),
@@ -111,8 +113,15 @@ class EdgeMLP(nn.Module):
         return edge_update(z, back, p, q, maps, keep)
 
 
-def _mask(like: Tensor, share: float) -> Tensor:
-    return torch.empty(like.shape, dtype=torch.bool, device=like.device).bernoulli_(share)
+DROPOUT_STEPS = 1 << 16
+"""Edges' dropout is a multiple of one over this: masks are drawn as 16-bit integers, several times as fast as others."""
+
+
+def _mask(like: Tensor, steps: int) -> Tensor:
+    """Truth values in the shape of ``like``, false for a share of ``steps / DROPOUT_STEPS``; at least one step."""
+    count = like.numel()
+    drawn = torch.empty((count + 3) // 4, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return (drawn.view(torch.int16)[:count] > steps - 1 - DROPOUT_STEPS // 2).view(like.shape)
 
 
 def _apart(senders: Tensor, z: Tensor) -> Tensor:
