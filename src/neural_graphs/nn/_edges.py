@@ -19,8 +19,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from neural_graphs.nn._products import apply, correlate
-
 CHUNK_ELEMENTS = 1 << 19
 """Edge values per chunk on the CPU: 2 MiB in float32, a few of which fit the second- and third-level cache."""
 
@@ -31,11 +29,10 @@ def in_one(z: Tensor) -> bool:
     return z.device.type != "cpu" or torch.compiler.is_compiling()
 
 
-def _chunks(z: Tensor, width: int | None = None) -> Iterator[slice]:
-    """Slices of the batch axis; ``width`` is the size of the widest temporary's last axis, that of ``z`` by default."""
+def _chunks(z: Tensor) -> Iterator[slice]:
+    """Slices of the batch axis."""
     batch = z.shape[0]
-    size = math.prod(z.shape[1:-1]) * (width or z.shape[-1])
-    step = batch if in_one(z) else max(1, CHUNK_ELEMENTS // max(1, size))
+    step = batch if in_one(z) else max(1, CHUNK_ELEMENTS // max(1, math.prod(z.shape[1:])))
     for start in range(0, batch, max(1, step)):
         yield slice(start, min(start + step, batch))
 
@@ -60,39 +57,35 @@ class _FourierEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, e: Tensor, frequencies: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(e, frequencies, weight)
+        dtype, half = weight.dtype, frequencies.shape[1]
         out = weight.new_empty(*e.shape[:-1], weight.shape[0])
-        for part in _chunks(e, weight.shape[1]):
-            out[part] = apply(_waves(e[part], frequencies, weight.dtype), weight, bias).view_as(out[part])
+        for part in _chunks(out):
+            angle = _rows(e[part]) @ frequencies
+            target = _rows(out[part])
+            torch.addmm(bias, torch.cos(angle).to(dtype), weight[:, :half].T, out=target)
+            target.addmm_(angle.sin_().to(dtype), weight[:, half:].T)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         e, frequencies, weight = ctx.saved_tensors
-        half = frequencies.shape[1]
+        dtype, half = weight.dtype, frequencies.shape[1]
         grad = grad.contiguous()
-        grad_weight = weight.new_zeros(weight.shape, dtype=_wide(weight))
-        grad_bias = weight.new_zeros(weight.shape[0], dtype=_wide(weight))
+        grad_weight = e.new_zeros(weight.shape)
+        grad_bias = e.new_zeros(weight.shape[0])
         grad_e = torch.empty_like(e) if ctx.needs_input_grad[0] else None
-        for part in _chunks(e, weight.shape[1]):
-            g, waves = _rows(grad[part]), _waves(e[part], frequencies, weight.dtype)
-            grad_weight += correlate(g, waves)
+        for part in _chunks(grad):
+            g = _rows(grad[part])
+            angle = _rows(e[part]) @ frequencies
+            cos, sin = torch.cos(angle).to(dtype), angle.sin_().to(dtype)
+            _accumulate(grad_weight[:, :half], g.T, cos)
+            _accumulate(grad_weight[:, half:], g.T, sin)
             grad_bias += g.sum(0)
             if grad_e is not None:
-                into = apply(g, weight.T)
-                grad_angle = into[:, half:] * waves[:, :half] - into[:, :half] * waves[:, half:]
+                grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
                 grad_e[part] = (grad_angle.to(e.dtype) @ frequencies.T).view_as(grad_e[part])
-        return grad_e, None, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
-
-
-def _waves(e: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[cos(e F), sin(e F)]``, rows ``[n, 2m]``."""
-    rows = _rows(e)
-    angle = rows * frequencies if len(frequencies) == 1 else rows @ frequencies
-    waves = angle.new_empty(angle.shape[0], 2 * angle.shape[1])
-    torch.cos(angle, out=waves[:, : angle.shape[1]])
-    torch.sin(angle, out=waves[:, angle.shape[1] :])
-    return waves.to(dtype)
+        return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
 
 
 def fourier_embedding(
