@@ -19,8 +19,9 @@ TITLES = {
 
 _ALIKE = (
     "Every encoder has the same networks, epochs, batches and schedule, and no augmentation: test accuracy of the model "
-    "that was best on validation, mean and standard deviation over seeds. Seconds per epoch are of one thread and hold the "
-    "validation; memory is that of the whole process. "
+    "that was best on validation, mean and standard deviation over seeds. Seconds per epoch are of one thread, hold the "
+    "validation, and were taken while up to four other runs shared two cores: compare them roughly. Memory is that of the "
+    "whole process. "
 )
 
 _PROBING = (
