@@ -214,3 +214,5 @@ def _train_job() -> None:
         train(from_dict(json.load(sys.stdin)), resume=True)
     except (UserError, RunError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:  # its message says that nothing is lost
+        sys.exit(str(stop))
