@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
+from neural_graphs.nn._heads import given, given_nodes
+from neural_graphs.nn._pooling import pooled_sets
 from neural_graphs.nn._registry import _ENCODERS, create_encoder, register_encoder
 
 DEFAULT_PARTS: tuple[Mapping[str, Any], ...] = ({"name": "ng-gnn", "probes": 64}, {"name": "probing"})
@@ -26,7 +28,7 @@ class Combined(Encoder):
     Args:
         parts: name and arguments of each encoder, as for ``create_encoder``.
         width, layers: those of every part that does not say otherwise; 0 leaves the part's own default.
-        inputs, outputs, kernel, max_io, parameters, seed: passed to the parts that take them and do not say otherwise;
+        inputs, outputs, kernel, max_io, seed: passed to the parts that take them and do not say otherwise;
             ``outputs`` is the number of output neurons of every network read.
 
     Raises ``UserError`` for unknown parts or arguments, and for networks with another number of outputs.
@@ -63,23 +65,26 @@ class Combined(Encoder):
 
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         batch = GraphBatch.of(batch)
-        for graph in batch.buckets:
-            self.check_readable(graph)
+        for graph in batch.buckets:  # parts check what else they need
+            self._check_outputs(graph)
         if not batch.buckets:
             return Encoding(batch, vector=next(self.parameters()).new_zeros(0, self.width))
         found = [norm(_vector(part(batch, reads="outputs"))) for part, norm in zip(self.parts, self.norms, strict=True)]
         return Encoding(batch, vector=torch.cat(found, -1))
 
     def check_readable(self, graph: NeuralGraph) -> None:
+        self._check_outputs(graph)
+        for part in self._encoders:
+            part.check_readable(graph)
+
+    def _check_outputs(self, graph: NeuralGraph) -> None:
         if graph.spec.num_outputs != self.outputs:
             raise UserError(
                 f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
             )
-        for part in self._encoders:
-            part.check_readable(graph)
 
     def fit_normalization(self, graphs: Iterable[NeuralGraph]) -> None:
-        kept = list(graphs)
+        kept = list(graphs)  # read once per part
         for part in self._encoders:
             part.fit_normalization(kept)
 
@@ -105,11 +110,9 @@ def _vector(encoding: Encoding) -> Tensor:
     """One vector per network; of a graph's encoding the output neurons' embeddings side by side."""
     if encoding.vector is not None:
         return encoding.vector
-    assert encoding.nodes is not None
     pooled = []
-    for graph, nodes in zip(encoding.batch.buckets, encoding.nodes, strict=True):
-        chosen = [x for s, x in zip(graph.spec.node_sets, nodes, strict=True) if s.role == "output" and x is not None]
-        pooled.append(torch.cat(chosen, 1).flatten(1))
+    for graph, nodes in zip(encoding.batch.buckets, given_nodes(encoding), strict=True):
+        pooled.append(torch.cat([given(nodes[s]) for s in pooled_sets(graph.spec, "output")], 1).flatten(1))
     return encoding.batch.restore(pooled)
 
 
