@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from neural_graphs.errors import UserError
 from neural_graphs.tasks import PretrainConfig, train
 from neural_graphs.tasks._config import to_yaml
 from neural_graphs.zoo import Zoo
@@ -43,3 +44,16 @@ def test_two_processes_equal_one(zoo: Zoo, tmp_path: Path, config: Any) -> None:
         assert row["step"] == expected["step"]
         assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
         assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-4)
+
+
+def test_only_the_main_process_touches_the_run_folder(zoo: Zoo, tmp_path: Path, config: Any) -> None:
+    """The others come while it is half made: they neither refuse what they find there nor clear it."""
+    from neural_graphs.tasks._run import RunFolder
+
+    made = config(zoo, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "half.tmp").write_text("x")
+    RunFolder(made, resume=False, main=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["half.tmp"]
+    with pytest.raises(UserError, match="no training run"):
+        RunFolder(made, resume=False)

@@ -36,15 +36,21 @@ MAY_CHANGE = ("threads", "patience", "log", "zoo", "out")
 class RunFolder:
     """Opens ``config.out`` for a run, new or resumed.
 
+    Of several processes that train together only one may be ``main``: the others read the folder once it is open, and leave
+    it as it is.
+
     Raises:
         UserError: the folder holds something else, a finished run of another configuration, or an unfinished run while
             ``resume`` is off; ``resume`` is on and the configuration differs.
     """
 
-    def __init__(self, config: TrainConfig, resume: bool) -> None:
+    def __init__(self, config: TrainConfig, resume: bool, main: bool = True) -> None:
         self.path = Path(config.out)
         self.config = config
+        self.main = main
         self._board: Any = None
+        if not main:
+            return
         self._guard(resume)
         if config.log == "tensorboard":
             self._open_board()
@@ -118,7 +124,8 @@ class RunFolder:
             raise UserError(f"{self.state_file} is broken ({error}): the run cannot be resumed, delete it") from None
         if facts.get("format") != FORMAT:
             raise UserError(f"{self.state_file} was written by another version of neural-graphs and cannot be resumed")
-        self.rewrite_log([*facts.get("earlier", ()), *facts["history"]])
+        if self.main:
+            self.rewrite_log([*facts.get("earlier", ()), *facts["history"]])
         return tensors, facts
 
     def rewrite_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -136,6 +143,8 @@ class RunFolder:
             self._board.flush()
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
+        if not self.main:
+            return
         write_json(self.path / "metrics.json", dict(metrics))
         if self._board is not None:
             self._board.close()

@@ -21,7 +21,7 @@ from neural_graphs.tasks._decoder import check_images
 from neural_graphs.tasks._fit import fit
 from neural_graphs.tasks._metrics import score
 from neural_graphs.tasks._run import RunFolder, read_config
-from neural_graphs.tasks._runtime import threads
+from neural_graphs.tasks._runtime import accelerator, threads
 from neural_graphs.zoo._store import Zoo, ZooSplit
 
 
@@ -59,7 +59,7 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
     zoo = Zoo.load(config.zoo)
     chosen, val = training_networks(config, zoo)
     model = build(config, zoo, chosen)
-    run = RunFolder(config, resume)
+    run = _open(config, resume)
     course = fit(model, chosen, val, config, run=run, quiet=quiet)
     assert course.best is not None
     metrics: dict[str, Any] = {
@@ -98,6 +98,14 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
         parameters=parameters,
         peak_memory_mb=metrics["peak_memory_mb"],
     )
+
+
+def _open(config: TrainConfig, resume: bool) -> RunFolder:
+    """The run's folder. The main process opens it and the others wait, or they would find it half made."""
+    with accelerator(config.device) as device:
+        run = RunFolder(config, resume, main=device.is_main_process)
+        device.wait_for_everyone()
+    return run
 
 
 def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
