@@ -6,7 +6,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
+
+if TYPE_CHECKING:
+    from neural_graphs.graph._graph import NeuralGraph
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Layer:
     ``(kh, kw)`` for a convolution. ``positions`` counts the spatial positions that a linear layer reads per input channel
     when a flattened feature map feeds it: its weight then has shape ``(outputs, inputs * positions)``, channel-major.
     ``pool`` is what happens between the activation and the next layer: ``""``, ``"global"`` (average over all positions)
-    or ``"max:2"`` (max pooling, window and stride 2).
+    or ``"max:2"`` (max pooling, window and stride 2). ``residual`` is the number (from 0) of an earlier layer whose values,
+    after its activation and before its pooling, are added before this layer's activation, on the first channels that both
+    have (the rule of the CNN Wild Park, Kofinas et al. 2024, appendix); -1 for none.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Layer:
     stride: int = 1
     padding: int = 0
     pool: str = ""
+    residual: int = -1
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -76,6 +83,8 @@ class Stack:
                 raise UserError(
                     f"layer {after.name} reads {after.inputs} features but {before.name} writes {before.outputs}"
                 )
+        if any(layer.residual != -1 for layer in self.layers):
+            _check_residuals(self.layers)
 
     @classmethod
     def mlp(
@@ -112,6 +121,38 @@ class Stack:
         return (self.layers[0].inputs, *(layer.outputs for layer in self.layers))
 
     @property
+    def num_outputs(self) -> int:
+        return self.layers[-1].outputs
+
+    @cached_property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """One input's shape: ``(d,)``, ``(c, h, w)``, or ``(c, None, None)`` where any height and width will do.
+
+        A flattened map fixes the size of the inputs; it is taken to be as square, and their sides as round, as they can be.
+        """
+        first = self.layers[0]
+        if not first.kernel:
+            return (first.inputs * first.positions,)
+        readers = [k for k, layer in enumerate(self.layers) if not layer.kernel]
+        if not readers or self.layers[readers[0] - 1].pool == "global":
+            return (first.inputs, None, None)
+        positions = self.layers[readers[0]].positions
+        for height in range(math.isqrt(positions), 0, -1):
+            if positions % height == 0:
+                sides = [
+                    _side_before(self.layers[: readers[0]], axis, side)
+                    for axis, side in enumerate((height, positions // height))
+                ]
+                if None not in sides:
+                    return (first.inputs, *sides)
+        raise UserError(f"no input is such that layer {self.layers[readers[0]].name} reads {positions} positions")
+
+    @property
+    def activations_used(self) -> tuple[str, ...]:
+        """The distinct activations of the hidden layers, such as ``("relu", "sine:30")``, in order of appearance."""
+        return tuple(dict.fromkeys(str(layer.activation) for layer in self.layers[:-1]))
+
+    @property
     def num_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
@@ -129,7 +170,8 @@ class Stack:
         parts = [str(self.layers[0].inputs)]
         for layer in self.layers:
             kernel = f"k{'x'.join(map(str, layer.kernel))}" if layer.kernel else ""
-            parts.append(f"{layer.outputs}{kernel}")
+            added = f"+{layer.residual}" if layer.residual >= 0 else ""
+            parts.append(f"{layer.outputs}{kernel}{added}")
         kinds = [str(layer.activation) for layer in self.layers[:-1]]
         if self.layers[-1].activation.kind != "none":
             kinds.append(str(self.layers[-1].activation))
@@ -171,7 +213,7 @@ class Stack:
     # -- running --------------------------------------------------------------------------------------------------
 
     def activations(self, params: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
-        """The values of every node set, for B networks on shared or separate inputs.
+        """The values of every layer, for B networks on shared or separate inputs.
 
         ``params`` maps names to tensors ``[B, *shape]``; ``x`` is ``[K, d]`` (shared) or ``[B, K, d]``, for
         convolutional stacks ``[K, c, h, w]`` or ``[B, K, c, h, w]``. Returns, for the inputs, each hidden layer (after
@@ -184,7 +226,7 @@ class Stack:
         if not per_network and x.dim() == 2:
             h = h.contiguous()  # batched products, and their gradients, are far slower on an axis of stride 0
         for layer in self.layers:
-            h = self._apply(layer, params, h)
+            h = self._apply(layer, params, h, values[layer.residual + 1] if layer.residual >= 0 else None)
             values.append(h)
             if layer is not self.layers[-1]:
                 h = _pool(layer, h)
@@ -193,21 +235,21 @@ class Stack:
         return values
 
     @staticmethod
-    def _apply(layer: Layer, params: Mapping[str, Tensor], h: Tensor) -> Tensor:
+    def _apply(layer: Layer, params: Mapping[str, Tensor], h: Tensor, residual: Tensor | None = None) -> Tensor:
         weight = params[layer.weight]
         bias = params[layer.bias_name] if layer.bias_name else None
         if not layer.kernel:
             if h.dim() == 5:
                 h = h.flatten(2)
             activation = layer.activation
-            if activation.kind == "sine" and activation.omega != 1 and len(h) > 1:
+            if activation.kind == "sine" and activation.omega != 1 and len(h) > 1 and residual is None:
                 # ω0 on the parameters: they are few, the values K times as many. Not for one network, which may be the one
                 # that is being traced: its sine should be recorded with its frequency.
                 weight, bias = weight * activation.omega, bias * activation.omega if bias is not None else None
                 activation = Activation("sine", 1.0)
             transposed = weight.transpose(1, 2)
             out = torch.baddbmm(bias.unsqueeze(1), h, transposed) if bias is not None else torch.bmm(h, transposed)
-            return activation(out)
+            return activation(out if residual is None else _add(out, residual, layer))
         # One grouped convolution runs all networks: networks become groups of channels.
         batch = h.shape[0]
         stacked = h.transpose(0, 1).flatten(1, 2)
@@ -220,15 +262,85 @@ class Stack:
             groups=batch,
         )
         out = out.unflatten(1, (batch, layer.outputs)).transpose(0, 1)
-        return layer.activation(out)
+        return layer.activation(out if residual is None else _add(out, residual, layer))
 
     def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs ``[B, K, out]`` of B networks; arguments as in ``activations``."""
         return self.activations(params, x)[-1]
 
+    def graph(self, params: Mapping[str, Tensor]) -> NeuralGraph:
+        """The networks with these parameters ``{name: [B, *shape]}`` as one ``NeuralGraph``, which can run them.
+
+        Raises ``UserError`` naming the first tensor that is missing or of another shape.
+        """
+        from neural_graphs.graph._graph import NeuralGraph
+        from neural_graphs.graph._structure import spec_of_stack
+
+        return NeuralGraph.pack(spec_of_stack(self), params, self)
+
     def module(self) -> nn.Module:
         """A fresh ``nn.Module`` of this architecture whose state dict has exactly ``parameter_shapes()``."""
         return StackModule(self)
+
+
+def _add(out: Tensor, residual: Tensor, layer: Layer) -> Tensor:
+    """``out + residual`` on the channels (axis 2) that both have; the others of ``out`` stay."""
+    if residual.shape[3:] != out.shape[3:]:
+        raise UserError(
+            f"layer {layer.name} adds a residual of size {list(residual.shape[3:])} to its map of {list(out.shape[3:])}"
+        )
+    shared = min(out.shape[2], residual.shape[2])
+    if residual.shape[2] > shared:
+        residual = residual[:, :, :shared]
+    if out.shape[2] == shared:
+        return out + residual
+    return torch.cat([out[:, :, :shared] + residual, out[:, :, shared:]], 2)
+
+
+_LARGE = 1 << 12
+"""The side of an input on which maps of equal size are told from others: sizes differ by factors and small constants."""
+
+
+def _check_residuals(layers: Sequence[Layer]) -> None:
+    """Raises ``UserError`` for residuals that are no earlier layer's or of another size."""
+    sizes: list[tuple[int, int] | None] = []  # what each layer writes, None for vectors
+    height = width = _LARGE
+    for number, layer in enumerate(layers):
+        if layer.kernel:
+            height, width = (_side_behind(layer, axis, side) for axis, side in enumerate((height, width)))
+        sizes.append((height, width) if layer.kernel else None)
+        if layer.pool.startswith("max:"):
+            size = int(layer.pool[4:])
+            height, width = height // size, width // size
+        if layer.residual == -1:
+            continue
+        if not 0 <= layer.residual < number:
+            raise UserError(
+                f"layer {layer.name} adds layer number {layer.residual}: only those before it, from 0, exist"
+            )
+        if sizes[layer.residual] != sizes[number]:
+            raise UserError(
+                f"layer {layer.name} adds the values of {layers[layer.residual].name}, which differ in size: residuals join "
+                "feature maps of one size, or vectors"
+            )
+
+
+def _side_behind(layer: Layer, axis: int, side: int) -> int:
+    """The height (axis 0) or width that a convolution writes."""
+    return (side + 2 * layer.padding - layer.kernel[axis]) // layer.stride + 1
+
+
+def _side_before(layers: Sequence[Layer], axis: int, side: int) -> int | None:
+    """The roundest input side of which convolutions and their pooling leave ``side``; None when none does."""
+    low = high = side
+    for layer in reversed(layers):
+        if layer.pool.startswith("max:"):
+            size = int(layer.pool[4:])
+            low, high = low * size, high * size + size - 1
+        offset = layer.kernel[axis] - 2 * layer.padding
+        low, high = (low - 1) * layer.stride + offset, high * layer.stride - 1 + offset
+    sides = [side for side in range(max(low, 1), high + 1)]
+    return max(sides, key=lambda side: side & -side, default=None)
 
 
 def _pool(layer: Layer, h: Tensor) -> Tensor:
