@@ -17,3 +17,5 @@ from neural_graphs.nn._registry import create_encoder as create_encoder
 from neural_graphs.nn._registry import list_encoders as list_encoders
 from neural_graphs.nn._registry import register_encoder as register_encoder
 from neural_graphs.nn._scale_gmn import ScaleGMN as ScaleGMN
+from neural_graphs.nn._statnn import StatNN as StatNN
+from neural_graphs.nn._statnn import statistics as statistics
