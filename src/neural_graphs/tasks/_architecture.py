@@ -14,6 +14,7 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph import Activation, Stack, spec_of_stack, stack_from_shapes
 from neural_graphs.nn import list_encoders
 from neural_graphs.nn._registry import _ENCODERS
+from neural_graphs.nn._statnn import depth
 
 
 def recognise(
@@ -81,6 +82,7 @@ def encoder_arguments(encoder: Mapping[str, Any], architectures: Sequence[Stack]
         facts["outputs"] = next(iter(outputs))
     facts["kernel"] = list(_largest_kernel(architectures))
     facts["max_io"] = max(16, *inputs, *outputs)
+    facts["max_layers"] = max(depth(spec_of_stack(stack)) for stack in architectures)
     if "parameters" in missing:
         if len(architectures) != 1:
             raise UserError(
