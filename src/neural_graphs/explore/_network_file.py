@@ -7,16 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Activation, NeuralGraph, Stack
-from neural_graphs.graph._files import check_finite, read_state_dict
-
-ARCHITECTURE = "neural_graphs.stack"  # key of the file's metadata
+from neural_graphs.graph._files import ARCHITECTURE, check_finite, read_state_dict, stated_architecture
 
 
 def save_network(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], stack: Stack) -> None:
@@ -45,18 +42,7 @@ def load_network(
     state = read_state_dict(path)
     try:
         check_finite(state)
-        stack = _stated_architecture(path) if activation is None else None
+        stack = stated_architecture(Path(path)) if activation is None else None
         return NeuralGraph.from_state_dict(state, activation, stack=stack, shift=shift)
     except UserError as error:
         raise UserError(f"{os.fspath(path)}: {error}") from None
-
-
-def _stated_architecture(path: str | os.PathLike[str]) -> Stack | None:
-    if Path(path).suffix != ".safetensors":
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            stated = (file.metadata() or {}).get(ARCHITECTURE)
-        return Stack.from_json(json.loads(stated)) if stated is not None else None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"the architecture that it states is broken ({error}): give the activation") from None

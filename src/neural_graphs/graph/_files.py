@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from neural_graphs.errors import UserError
+from neural_graphs.graph._stack import Stack
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state dict beside the optimizer's and others."""
+
+ARCHITECTURE = "neural_graphs.stack"
+"""Key of a safetensors file's metadata under which it states its architecture."""
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -44,6 +49,21 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     else:
         raise UserError(f"{path}: unknown kind of network file; give one of .safetensors, {', '.join(PICKLES)}")
     return _state_dict(found, path)
+
+
+def stated_architecture(path: Path) -> Stack | None:
+    """The architecture that a ``.safetensors`` file states in its metadata, None where it states none.
+
+    Raises ``UserError`` when what it states is broken.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            stated = (file.metadata() or {}).get(ARCHITECTURE)
+        return Stack.from_json(json.loads(stated)) if stated is not None else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"the architecture that it states is broken ({error}): give the activation") from None
 
 
 def check_finite(state_dict: Mapping[str, Tensor]) -> None:
