@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_graphs._threads import default_threads
+from neural_graphs.cli import _zoo_import
 from neural_graphs.cli._parser import (
     add_json,
     add_threads,
@@ -36,7 +37,7 @@ def add(verbs: Any) -> None:
         None,
     ).add_subparsers(title="kinds of networks", metavar="KIND", required=True)
     _add_inr(kinds)
-    _add_import(inner)
+    _zoo_import.add(inner)
     _add_info(inner)
 
 
@@ -100,49 +101,6 @@ def _make(options: argparse.Namespace) -> int:
     return 0
 
 
-def _add_import(inner: Any) -> None:
-    parser = add_verb(
-        inner,
-        "import",
-        "copy networks made elsewhere into a zoo",
-        "neural-graphs zoo import mnist-inrs -o zoos/mnist-navon",
-        _import,
-        "Reads folders of stacked tensors (weights.safetensors and networks.parquet) and the extracted INR corpora of\n"
-        "Navon et al. 2023. Nothing in the files is executed; unreadable networks are skipped and reported.",
-    )
-    parser.add_argument("source", metavar="DIR", help="folder to read")
-    parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder of the new zoo")
-    parser.add_argument("--kind", default="auto", help="auto (default), stacked or dws")
-    parser.add_argument("--recipe", default="dws", help="how the networks were fitted: dws (default) or nfn")
-    parser.add_argument("--activation", metavar="NAME", help="hidden non-linearity (default: the recipe's sine:30)")
-    parser.add_argument("--shift", type=float, metavar="X", help="constant added to the output (default: the recipe's)")
-    parser.add_argument(
-        "--images", metavar="NAME", help="what the networks represent, such as mnist (default: guessed)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of validation networks")
-
-
-def _import(options: argparse.Namespace) -> int:
-    load("neural_graphs.zoo")
-    from neural_graphs.zoo import import_zoo
-
-    zoo = import_zoo(
-        options.source,
-        options.out,
-        kind=options.kind,
-        recipe=options.recipe,
-        activation=options.activation,
-        shift=options.shift,
-        images=options.images,
-        seed=options.seed,
-    )
-    if skipped := zoo.meta.get("skipped"):
-        print(f"{skipped} networks were skipped")
-    print(zoo)
-    print(f"next: neural-graphs zoo info {options.out}")
-    return 0
-
-
 def _add_info(inner: Any) -> None:
     parser = add_verb(
         inner,
@@ -164,7 +122,7 @@ def _info(options: argparse.Namespace) -> int:
     zoo = Zoo.load(options.zoo)
     info = zoo_info(zoo)
     drawn = None
-    if not options.no_sheet and all(stack.widths[0] == 2 for stack in zoo.architectures.values()):
+    if not options.no_sheet and all(stack.input_shape == (2,) for stack in zoo.architectures.values()):
         drawn = str(contact_sheet(zoo, options.sheet or Path(options.zoo) / "sheet.png"))
     if options.json:
         print_json({**info, "sheet": drawn})

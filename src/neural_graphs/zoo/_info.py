@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neural_graphs.errors import UserError
+from neural_graphs.zoo._info_classifiers import classifier_info, print_classifiers, summary_rows
 from neural_graphs.zoo._statistics import compare_statistics
 from neural_graphs.zoo._store import SPLITS, WEIGHTS, Zoo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_ARCHITECTURES = 20
+"""Lines of the printed table of architectures."""
+
 
 def zoo_info(zoo: Zoo) -> dict[str, Any]:
     """Size, splits, classes, architectures, quality of fit and weight statistics of a zoo, JSON-able.
 
     ``statistics`` compares every tensor's standard deviation with the published corpus of the same recipe and images;
-    it is empty where there is none. Reads all training weights once.
+    it is empty where there is none. Reads all training weights once. A zoo of classifiers, whose networks have a
+    ``test_accuracy``, has ``classifiers``: see ``classifier_info``.
     """
     kinds, counts = np.unique(zoo.all.column("architecture").astype(str), return_counts=True)
     info: dict[str, Any] = {
@@ -53,6 +58,8 @@ def zoo_info(zoo: Zoo) -> dict[str, Any]:
             "min": float(psnr.min()),
             "max": float(psnr.max()),
         }
+    if found := classifier_info(zoo):
+        info["classifiers"] = found
     try:
         comparisons = compare_statistics(zoo)
     except UserError:
@@ -98,12 +105,21 @@ def print_zoo_info(info: dict[str, Any], console: Console | None = None) -> None
     if "psnr_db" in info:
         psnr = info["psnr_db"]
         table.add_row("PSNR", f"{psnr['mean']:.1f} dB ({psnr['min']:.1f} to {psnr['max']:.1f})")
+    classifiers = info.get("classifiers")
+    for name, content in summary_rows(classifiers) if classifiers else []:
+        table.add_row(name, content)
     console.print(table)
 
+    # The most frequent ones: a zoo may hold as many architectures as networks.
+    kinds = sorted(info["architectures"], key=lambda row: -row["networks"])
     table = Table("id", "architecture", "parameters", "networks")
-    for row in info["architectures"]:
+    for row in kinds[:MOST_ARCHITECTURES]:
         table.add_row(row["id"], row["architecture"], f"{row['parameters']:,}", f"{row['networks']:,}")
+    if left := kinds[MOST_ARCHITECTURES:]:
+        table.add_row("", f"and {len(left):,} others", "", f"{sum(row['networks'] for row in left):,}")
     console.print(table)
+    if classifiers:
+        print_classifiers(classifiers, console)
 
     if info["statistics"]:
         table = Table("tensor", "std", "published std", "ratio", "within 10 %")
