@@ -77,7 +77,7 @@ def test_stacked(tmp_path: Path) -> None:
 
 
 def test_stacked_in_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neural_graphs.zoo._import.SHARD", 4)
+    monkeypatch.setattr("neural_graphs.zoo._imports._write.SHARD", 4)
     order = [3, 1, 0, 2, *range(4, 10)]  # the table lists its rows in any order
     state = write_stacked(tmp_path / "nets", row=order)
     zoo = import_zoo(tmp_path / "nets", tmp_path / "zoo")
@@ -176,13 +176,14 @@ def test_published_fashion_layout(tmp_path: Path) -> None:
         (tmp_path / "fmnist_inrs" / split).mkdir(parents=True)
         for number in range(count):
             label: Any = number % 7 if number % 2 else torch.tensor(number % 7)
-            content = {f"model.{name}": value for name, value in random_state(number).items()} | {"label": label}
+            state = random_state(number + 100 * (split == "test"))
+            content = {f"model.{name}": value for name, value in state.items()} | {"label": label}
             torch.save(content, tmp_path / "fmnist_inrs" / split / f"model_{number}.pth")
     zoo = import_zoo(tmp_path / "fmnist_inrs", tmp_path / "zoo")
     assert [len(zoo.train), len(zoo.val), len(zoo.test)] == [12, 1, 4]
     assert zoo.meta["source"]["images"] == "fashion-mnist"
     assert (zoo.all.labels() == torch.from_numpy(zoo.all.column("image")) % 7).all()
-    assert np.array_equal(weights(zoo)["seq.0.bias"][-1], random_state(3)["seq.0.bias"])
+    assert np.array_equal(weights(zoo)["seq.0.bias"][-1], random_state(103)["seq.0.bias"])
 
 
 def test_bad_checkpoints_are_skipped_never_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

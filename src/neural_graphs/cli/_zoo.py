@@ -1,4 +1,4 @@
-"""`neural-graphs zoo make inr | import | info`: collections of networks."""
+"""`neural-graphs zoo make inr | make cnn | import | info`: collections of networks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def add(verbs: Any) -> None:
         None,
     ).add_subparsers(title="kinds of networks", metavar="KIND", required=True)
     _add_inr(kinds)
+    _zoo_cnn.add(kinds)
     _zoo_import.add(inner)
     _add_info(inner)
 

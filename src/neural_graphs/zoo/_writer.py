@@ -136,6 +136,12 @@ class ZooWriter:
         for file in (self.path / TABLE, *fragments(self.path), *(self.path / WEIGHTS).glob("[!.]*.safetensors")):
             file.unlink(missing_ok=True)
 
+    def add_architectures(self, architectures: Mapping[str, Stack]) -> None:
+        """Make known architectures that were met on the way, before the first shard of each."""
+        self.architectures |= architectures
+        self.meta["architectures"] |= {name: stack.to_json() for name, stack in architectures.items()}
+        write_json(self.path / META, self.meta)
+
     @property
     def complete(self) -> bool:
         """Whether an earlier run has finished the zoo."""
