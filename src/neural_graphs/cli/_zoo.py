@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_graphs._threads import default_threads
-from neural_graphs.cli import _zoo_import
+from neural_graphs.cli import _zoo_cnn, _zoo_import
 from neural_graphs.cli._parser import (
     add_json,
     add_threads,
