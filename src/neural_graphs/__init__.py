@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from neural_graphs.nn import create_encoder as create_encoder
     from neural_graphs.nn import list_encoders as list_encoders
     from neural_graphs.tasks import Classifier as Classifier
+    from neural_graphs.tasks import Regressor as Regressor
     from neural_graphs.zoo import Zoo as Zoo
     from neural_graphs.zoo import import_zoo as import_zoo
+    from neural_graphs.zoo import make_cnn_zoo as make_cnn_zoo
     from neural_graphs.zoo import make_zoo as make_zoo
 
 __version__ = "0.1.0"
@@ -39,9 +41,11 @@ _NAMES = {
     "create_encoder": "nn",
     "list_encoders": "nn",
     "Zoo": "zoo",
+    "make_cnn_zoo": "zoo",
     "make_zoo": "zoo",
     "import_zoo": "zoo",
     "Classifier": "tasks",
+    "Regressor": "tasks",
 }
 _SUBMODULES = ("graph", "nn", "zoo", "tasks", "testing")
 
