@@ -16,6 +16,7 @@ from neural_graphs.nn._embedding import crop_kernel
 from neural_graphs.nn._encoder import Encoding, Reads
 from neural_graphs.nn._heads import given, given_nodes, invariant
 from neural_graphs.nn._normalization import role_of
+from neural_graphs.nn._slots import BIAS_ONLY, Reading, slots_of
 
 ROLES = ("first", "hidden", "last")
 INITIAL_SCALE = 0.01
@@ -40,6 +41,8 @@ class DeltaHead(nn.Module):
         kernel: largest kernel ``(kh, kw)``, that of the encoder.
         reverse_edges: read the embeddings of both directions of every edge, side by side; the encoder must have them.
         rescaled: for encoders whose encodings are (``Encoding.rescaled``).
+        node_features: the kinds of values per neuron that change, as for the encoder. Running variances are multiplied by
+            ``exp(s_b * MLP(x_i))``, which keeps them positive.
     """
 
     reads: Reads = "edges"
@@ -51,13 +54,15 @@ class DeltaHead(nn.Module):
         kernel: Sequence[int] = (1, 1),
         reverse_edges: bool = True,
         rescaled: bool = False,
+        node_features: Sequence[str] = BIAS_ONLY,
     ) -> None:
         super().__init__()
+        self.node_features = Reading.of(node_features).node_features
         self.kernel = (int(kernel[0]), int(kernel[1]))
         self.reverse_edges, self.rescaled = reverse_edges, rescaled
         head = GatedHead if rescaled else PlainHead
         self.edge = head(edge_width, self.kernel[0] * self.kernel[1], 2 if reverse_edges else 1)
-        self.node = head(width, 1, 1)
+        self.node = head(width, len(self.node_features), 1)
         self.weight_scale = nn.ParameterDict({role: torch.full((), INITIAL_SCALE) for role in ROLES})
         self.bias_scale = nn.ParameterDict({role: torch.full((), INITIAL_SCALE) for role in ROLES})
 
@@ -66,10 +71,15 @@ class DeltaHead(nn.Module):
         if graph.spec.shares:
             raise UserError("this network uses a parameter in several places, so no one change of it can be read off")
         for nodes in graph.spec.node_sets:
-            if nodes.columns > 1:
+            if missing := [slot for slot in slots_of(nodes) if slot not in self.node_features]:
+                changes = (
+                    "one value per neuron, its bias"
+                    if self.node_features == BIAS_ONLY
+                    else ", ".join(self.node_features)
+                )
                 raise UserError(
-                    f"this head changes one value per neuron, its bias: {nodes.name} has {nodes.columns} "
-                    f"({', '.join(nodes.parameters)})"
+                    f"this head changes {changes}: {nodes.name} has {nodes.columns} ({', '.join(nodes.parameters)}), make "
+                    f"the head with {', '.join(missing)} in node_features"
                 )
 
     def forward(self, encoding: Encoding) -> tuple[NeuralGraph, ...]:
@@ -77,7 +87,7 @@ class DeltaHead(nn.Module):
 
         Raises:
             UserError: the encoder embeds no edges, or not both directions, or rescaled otherwise than this head; a network
-                shares parameters, has more than a bias per neuron, or a kernel larger than this head's.
+                shares parameters, has values per neuron other than ``node_features``, or a kernel larger than this head's.
         """
         edited = []
         for graph, change in zip(encoding.batch.buckets, self.deltas(encoding), strict=True):
@@ -100,19 +110,26 @@ class DeltaHead(nn.Module):
             found.append(
                 replace(
                     graph,
-                    nodes=tuple(self._bias(graph, s, given(x)) for s, x in enumerate(nodes)),
+                    nodes=tuple(self._features(graph, s, given(x)) for s, x in enumerate(nodes)),
                     edges=tuple(self._weight(graph, b, edges) for b in range(len(graph.spec.blocks))),
                     rest=tuple(torch.zeros_like(t) for t in graph.rest),
                 )
             )
         return tuple(found)
 
-    def _bias(self, graph: NeuralGraph, s: int, x: Tensor) -> Tensor:
+    def _features(self, graph: NeuralGraph, s: int, x: Tensor) -> Tensor:
         node_set = graph.spec.node_sets[s]
         if not node_set.columns:
             return torch.zeros_like(graph.nodes[s])
         scale = self.bias_scale[role_of(node_set.depth, graph.spec.depth)]
-        return scale * self.node(x, [invariant(x, node_set, self.rescaled)])
+        found = scale * self.node(x, [invariant(x, node_set, self.rescaled)])
+        slots = slots_of(node_set)
+        if slots != self.node_features:
+            found = found[..., [self.node_features.index(slot) for slot in slots]]
+        positive = [slot.partition("#")[0] == "running_var" for slot in slots]
+        if not any(positive):
+            return found
+        return torch.where(torch.tensor(positive, device=x.device), graph.nodes[s] * found.expm1(), found)
 
     def _weight(self, graph: NeuralGraph, number: int, edges: Sequence[Tensor | None]) -> Tensor:
         spec, block = graph.spec, graph.spec.blocks[number]

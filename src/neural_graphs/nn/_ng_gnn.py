@@ -17,6 +17,7 @@ from neural_graphs.nn._embedding import GraphEmbedding, Nodes, composed, nodewis
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._plan import Plan, plan
 from neural_graphs.nn._registry import register_encoder
+from neural_graphs.nn._slots import BIAS_ONLY
 
 STD_EPSILON = 1e-5
 NEIGHBOUR_GAIN = 0.2
@@ -79,11 +80,21 @@ class NGGNN(Encoder):
         kernel: largest kernel ``(kh, kw)`` of any convolution (or flattened map) in the zoo.
         max_io: number of learned embeddings of single input and output neurons.
         seed: of the frequencies, which are buffers and saved with the model.
+        node_features: the kinds of values per neuron that are read, ``["bias", "scale", "shift", "running_mean",
+            "running_var", "token"]`` for example; of several of one kind the second is ``"bias#2"``. What a neuron lacks
+            is read as the zoo's mean.
+        block_kinds: kinds of blocks that have a learned embedding added to their edges (``"identity"``, ``"query"``,
+            ``"key"``, ``"value"``, ``"position"``, ``"attention"``, ...; see ``neural_graphs.graph.Block``).
+        activations: names of non-linearities, each with a learned embedding that is added to the hidden neurons which have
+            it (the paper's for CNN Wild Park); without any they are not told apart.
 
     Differs from the authors' code where that is not well defined: layer norm is over the features of each node, so that a
     network's output does not depend on its batch mates. Grouped blocks and residuals are read too, a residual as a weight
-    of 1. A network with more than ``max_io`` inputs or outputs, a kernel larger than ``kernel``, more than a bias per
-    neuron, attention, or (with probes) another number of inputs raises ``UserError``.
+    of 1, attention (in ``block_kinds``) as a weight of 0. Rows of embedding tables are told apart by their number, any
+    number of them. A network with more than ``max_io`` other inputs or outputs, a kernel larger than ``kernel``, a value per
+    neuron that is not among ``node_features``, a block without parameters other than a residual that is not among
+    ``block_kinds``, a hidden non-linearity that is not among ``activations`` (if any are), or (with probes) another number
+    of inputs raises ``UserError``.
     """
 
     def __init__(
@@ -101,6 +112,9 @@ class NGGNN(Encoder):
         seed: int = 0,
         probe_generator: str = "points",
         probe_reads: str = "neurons",
+        node_features: Sequence[str] = BIAS_ONLY,
+        block_kinds: Sequence[str] = (),
+        activations: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1 or probes < 0 or fourier < 0 or max_io < 1:
@@ -119,6 +133,9 @@ class NGGNN(Encoder):
             seed=seed,
             probe_generator=probe_generator,
             probe_reads=probe_reads,
+            node_features=node_features,
+            block_kinds=block_kinds,
+            activations=activations,
         )
         self.layers = nn.ModuleList(NGGNNLayer(width, edge_mlp=i < layers - 1) for i in range(layers))
         self.average_log_degree: Tensor

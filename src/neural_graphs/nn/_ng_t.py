@@ -15,6 +15,7 @@ from neural_graphs.nn._embedding import GraphEmbedding, Nodes, nodewise
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._plan import Plan, attention_plan
 from neural_graphs.nn._registry import register_encoder
+from neural_graphs.nn._slots import BIAS_ONLY
 from neural_graphs.nn._transformer import EdgeMLP, NGTLayer
 
 Attention = Literal["blocks", "all"]
@@ -40,6 +41,7 @@ class NGT(Encoder):
             output neuron. Without (the paper's INR classifiers): ``[w]`` and, as for pairs without a weight, ``[0]``.
         fourier, sigma, kernel, max_io, seed: as those of ``NGGNN``.
         dropout: on all that is added to nodes and edges; the paper has 0.2.
+        node_features, block_kinds, activations: as those of ``NGGNN``.
 
     As in the authors' code a neuron attends to others with its *outgoing* edges; of its incoming ones it learns through the
     edge update, or at once with ``reverse_edges``. One architecture at a time is dense, so that nothing is padded and a
@@ -70,6 +72,9 @@ class NGT(Encoder):
         seed: int = 0,
         probe_generator: str = "points",
         probe_reads: str = "neurons",
+        node_features: Sequence[str] = BIAS_ONLY,
+        block_kinds: Sequence[str] = (),
+        activations: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if min(width, edge_width, attention_width, hidden, edge_hidden, layers, heads, max_io) < 1:
@@ -95,6 +100,9 @@ class NGT(Encoder):
             seed=seed,
             probe_generator=probe_generator,
             probe_reads=probe_reads,
+            node_features=node_features,
+            block_kinds=block_kinds,
+            activations=activations,
         )
         self.layers = nn.ModuleList(
             NGTLayer(width, edge_width, attention_width, hidden, heads, dropout) for _ in range(layers)
@@ -240,13 +248,22 @@ class NGT(Encoder):
             dense = _dense(weights, block.groups).transpose(1, 2)
             out[pair] = out[pair] + dense if pair in out else dense
         into = {(b, a): w.transpose(1, 2) for (a, b), w in out.items()}
+        kinds: dict[tuple[int, int], Tensor] = {}  # what is added to the embeddings of a pair, [n_source, n_target, d]
+        for block, edges in zip(spec.blocks, graph.edges, strict=True):
+            kind = embedding.kind_of(block)
+            if kind is not None:
+                there = _dense(edges.new_ones(1, *edges.shape[1:3], 1), block.groups)[0].transpose(0, 1)
+                for pair in ((block.source, block.target), (block.target, block.source))[: 1 + self.reverse_edges]:
+                    added = kind * (there if pair[0] == block.source else there.transpose(0, 1))
+                    kinds[pair] = kinds[pair] + added if pair in kinds else added
         z = self._edge_of_zero(graph).expand(*size, -1).clone()
         for (a, b), like in {**out, **(into if self.reverse_edges else {})}.items():
             w = out.get((a, b), torch.zeros_like(like))
             if self.reverse_edges:
                 v = into.get((a, b), torch.zeros_like(like))
                 w = torch.cat([w, v, w + v], -1)
-            z[:, places[a], places[b]] = embedding.edge_embedding(w, (0,), embedding.edge_in, self.edge_dtype)
+            e = embedding.edge_embedding(w, (0,), embedding.edge_in, self.edge_dtype)
+            z[:, places[a], places[b]] = e + kinds[a, b].to(e.dtype) if (a, b) in kinds else e
         return z
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
-from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, check_weights_and_biases, pad_kernel
+from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, pad_kernel
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._gauge import Gauge, fix_gauge, units
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source
 from neural_graphs.nn._registry import register_encoder
 from neural_graphs.nn._signed import EdgeGate, Layout, SignedLayer, bounded
+from neural_graphs.nn._slots import Reading
 
 
 @register_encoder("scale-gmn")
@@ -111,7 +112,7 @@ class ScaleGMN(Encoder):
         self.normalization = Normalization.fit(fix_gauge(graph).graph for graph in graphs).uncentred()
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        check_weights_and_biases(graph.spec, self.kernel, self.position.max_io)
+        Reading().check(graph.spec, self.kernel, self.position.max_io)
         if self.probes is not None:
             check_probed(graph, self.inputs)
 
