@@ -228,7 +228,7 @@ def test_not_one_readable_checkpoint(tmp_path: Path) -> None:
 def test_unfinished_import_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = write_stacked(tmp_path / "nets")
 
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -186,13 +186,17 @@ class ZooWriter:
             pq.write_table(pa.table(rows), temporary)
         self._counts[shard] = count
 
-    def finish(self) -> Zoo:
-        """Mark the zoo as complete and open it."""
+    def finish(self, renumber: bool = False) -> Zoo:
+        """Mark the zoo as complete and open it; ``renumber`` closes the gaps in the numbers of its networks."""
         if not self._counts:
             raise UserError(f"{self.path}: no networks to write")
         table = read_table(self.path)
+        table = table.filter(pc.is_in(table["shard"], pa.array(self._counts)))
+        if renumber:
+            place = table.column_names.index("network")
+            table = table.set_column(place, "network", pa.array(np.arange(table.num_rows, dtype=np.int64)))
         with atomic_write(self.path / TABLE) as temporary:
-            pq.write_table(table.filter(pc.is_in(table["shard"], pa.array(self._counts))), temporary)
+            pq.write_table(table, temporary)
         self.meta["complete"] = True
         write_json(self.path / META, self.meta)
         for fragment in fragments(self.path):

@@ -182,7 +182,7 @@ class SmallCnnZoo:
                 columns = {name: value[rows[mine]] for name, value in self.columns.items()}
                 columns["split"] = split[mine]
                 names = [f"row {row} of {self.where}/{WEIGHTS}" for row in rows[mine]]
-                yield Part(stack, len(mine), tensors, columns, names)
+                yield Part(stack, len(mine), tensors, columns, names, places=start + mine)
 
 
 def _open_matrix(path: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ class Part:
     """Networks of one architecture: stacked tensors ``[n, *shape]``, columns ``[n]``, and what each is called in messages.
 
     ``read`` counts the networks of the source that this part accounts for; ``problems`` has a line for each that could not
-    be read.
+    be read. ``places`` says where the networks stand in the order of the source, behind all before them by default.
     """
 
     stack: Stack | None
@@ -35,6 +35,7 @@ class Part:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    places: np.ndarray | None = None
 
 
 class Source(Protocol):

@@ -56,7 +56,7 @@ def write_zoo(source: Source, out: Path, meta: dict[str, Any]) -> Zoo:
             raise UserError(f"{source.where}: none of {len(source)} networks can be read{first}")
         report.save(out / SKIPPED)
         writer.meta.update(networks=len(writer), skipped=report.skipped, copies=report.copies)
-        return writer.finish()
+        return writer.finish(renumber=True)
 
 
 class _Report:
@@ -167,18 +167,19 @@ class _Buffers:
         self.names: dict[Stack, str] = {}
         self.shards: dict[Stack, int] = {}
         self.waiting: dict[Stack, list[tuple[dict[str, Tensor], dict[str, np.ndarray]]]] = {}
-        self.count = self.bytes = 0
+        self.read = self.bytes = 0
 
     def add(self, part: Part, keep: np.ndarray) -> None:
+        self.read += part.read
         if not keep.any():
             return
         assert part.stack is not None
         chosen = torch.from_numpy(np.flatnonzero(keep))
         tensors = {name: value[chosen].to(torch.float32) for name, value in part.tensors.items()}
         columns = {name: value[keep] for name, value in part.columns.items()}
-        # Networks are numbered as they come, not as they are written: the order of a published split is kept.
-        columns["network"] = self.count + np.arange(len(chosen))
-        self.count += len(chosen)
+        # Numbered by their order in the source, not as they are written: the order of a published split is kept.
+        places = self.read - part.read + np.arange(len(keep)) if part.places is None else part.places
+        columns["network"] = places[keep]
         self.bytes += sum(value.nbytes for value in tensors.values())
         waiting = self.waiting.setdefault(part.stack, [])
         waiting.append((tensors, columns))
