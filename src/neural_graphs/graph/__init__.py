@@ -13,11 +13,11 @@ from neural_graphs.graph._spec import Axis as Axis
 from neural_graphs.graph._spec import PermutationSpec as PermutationSpec
 from neural_graphs.graph._stack import Layer as Layer
 from neural_graphs.graph._stack import Stack as Stack
+from neural_graphs.graph._stack_spec import spec_of_stack as spec_of_stack
 from neural_graphs.graph._structure import BLOCK_KINDS as BLOCK_KINDS
 from neural_graphs.graph._structure import Block as Block
 from neural_graphs.graph._structure import GraphSpec as GraphSpec
 from neural_graphs.graph._structure import NodeFeature as NodeFeature
 from neural_graphs.graph._structure import NodeSet as NodeSet
-from neural_graphs.graph._structure import spec_of_stack as spec_of_stack
 from neural_graphs.graph._trace import Trace as Trace
 from neural_graphs.graph._trace import trace as trace

@@ -147,8 +147,9 @@ def _responses(ledger: Ledger, sets: Sets, order: Sequence[int]) -> dict[int, Re
         where = draft.site.response if draft.site is not None else None
         positions = tuple(draft.stretch.positions.tolist()) if draft.stretch is not None else None
         for ids, _, response in ledger.activations:
-            if response is not None and torch.equal(ids, draft.ids):
-                where, positions = response, None
+            among = torch.isin(ids, draft.ids).nonzero().flatten() if response is not None else ids[:0]
+            if torch.equal(ids[among], draft.ids) and len(among):
+                where, positions = response, None if len(among) == len(ids) else tuple(among.tolist())
                 break
         if where is not None:
             found[place] = Response(where[0], where[1] if where[1] >= 0 else None, positions)

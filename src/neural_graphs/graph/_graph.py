@@ -15,7 +15,8 @@ from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._packing import Narrow, check_state_dict
 from neural_graphs.graph._spec import Element, PermutationSpec
 from neural_graphs.graph._stack import Stack
-from neural_graphs.graph._structure import GraphSpec, spec_of_stack
+from neural_graphs.graph._stack_spec import spec_of_stack
+from neural_graphs.graph._structure import GraphSpec
 
 if TYPE_CHECKING:
     from neural_graphs.graph._check import SymmetryReport
@@ -206,8 +207,18 @@ class NeuralGraph:
         return self._runnable().forward(self.to_state_dict(batched=True), x)
 
     def activations(self, x: Tensor) -> list[Tensor]:
-        """Values of every node set on inputs ``[K, d]``: a list of ``[B, K, n]`` (see ``Stack.activations``)."""
-        return self._runnable().activations(self.to_state_dict(batched=True), x)
+        """Values of every node set on inputs ``[K, d]`` or ``[K, c, h, w]``: a list of ``[B, K, n]`` or ``[B, K, n, h, w]``.
+
+        Those of the stack's layers (see ``Stack.activations``), cut where a layer is several node sets.
+        """
+        found: list[Tensor] = []
+        sizes = [nodes.size for nodes in self.spec.node_sets]
+        for value in self._runnable().activations(self.to_state_dict(batched=True), x):
+            first, stop = len(found), len(found) + 1
+            while sum(sizes[first:stop]) < value.shape[2] and stop < len(sizes):
+                stop += 1
+            found += value.split(sizes[first:stop], 2) if stop - first > 1 else (value,)
+        return found
 
     def responses(self, x: Any) -> list[Tensor | None]:
         """Probe features: the response ``[B, K, n]`` of every node set to K shared inputs.
@@ -220,7 +231,7 @@ class NeuralGraph:
             from neural_graphs.graph._responses import responses
 
             return responses(self, x)
-        return list(self.activations(x))
+        return [value.flatten(3).mean(-1) if value.dim() > 3 else value for value in self.activations(x)]
 
     def _runnable(self) -> Stack:
         if self.stack is None:

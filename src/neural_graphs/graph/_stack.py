@@ -274,7 +274,7 @@ class Stack:
         Raises ``UserError`` naming the first tensor that is missing or of another shape.
         """
         from neural_graphs.graph._graph import NeuralGraph
-        from neural_graphs.graph._structure import spec_of_stack
+        from neural_graphs.graph._stack_spec import spec_of_stack
 
         return NeuralGraph.pack(spec_of_stack(self), params, self)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._layout import Layout
-from neural_graphs.graph._rescaling import Rescaling, Term
 from neural_graphs.graph._spec import Axis, PermutationSpec
-from neural_graphs.graph._stack import Layer, Stack
 
 Role = Literal["input", "hidden", "output"]
 
@@ -278,50 +276,3 @@ def _validate_places(name: str, shape: tuple[int, ...], places: tuple[Place, ...
         total += math.prod(layout.picked)
     if total != math.prod(shape):
         raise ValueError(f"broken graph structure: {total} of {math.prod(shape)} entries of {name} have a place")
-
-
-@lru_cache(maxsize=4096)
-def spec_of_stack(stack: Stack) -> GraphSpec:
-    """Node sets, blocks, symmetry classes and rescalings of a plain stack."""
-    last = len(stack.layers)
-    sets = [NodeSet("input", stack.layers[0].inputs, "input", 0)]
-    blocks = []
-    axes: list[tuple[str, tuple[Axis, ...]]] = []
-    kinds = []
-    rescalings: list[Rescaling] = []
-    for depth, layer in enumerate(stack.layers, start=1):
-        symmetry = f"P{depth - 1}" if depth < last else None
-        axis = Axis.of(symmetry, layer.outputs)
-        bias = (NodeFeature(layer.bias_name),) if layer.bias_name else ()
-        role: Role = "hidden" if depth < last else "output"
-        kind: BlockKind = "conv" if layer.kernel else "linear"
-        features = layer.positions * math.prod(layer.kernel)
-        blocks.append(Block(depth - 1, depth, layer.weight, layer.weight_shape, layer.kernel, features, kind))
-        source = Axis.of(sets[-1].symmetry, layer.inputs, layer.positions)
-        axes.append((layer.weight, (axis, source, *(Axis.fixed(k) for k in layer.kernel))))
-        if layer.bias_name:
-            axes.append((layer.bias_name, (axis,)))
-        sets.append(NodeSet(layer.name, layer.outputs, role, depth, layer.activation, bias, axis))
-        if symmetry:
-            kinds.append((symmetry, layer.activation))
-            rescalings += _rescalings_of_layer(symmetry, layer, stack.layers[depth])
-    return GraphSpec(tuple(sets), tuple(blocks), PermutationSpec(tuple(axes), tuple(kinds), (), tuple(rescalings)))
-
-
-def _rescalings_of_layer(symmetry: str, layer: Layer, following: Layer) -> list[Rescaling]:
-    """What the units of one hidden layer allow beside permutations: those that the tracer finds, in its order.
-
-    Averages over positions pass on every factor, a maximum positive ones only: max(-x) is not -max(x).
-    """
-    names = [layer.weight, *([layer.bias_name] if layer.bias_name else ())]
-    found = []
-    if layer.activation.scale:
-        terms = (*(Term(name, 0, 1.0) for name in names), Term(following.weight, 1, -1.0))
-        found.append(Rescaling("scale", symmetry, terms))
-    if layer.activation.sign and not layer.pool.startswith("max"):
-        outgoing = Term(following.weight, 1, 1.0)
-        if layer.activation.phase and layer.activation.omega and layer.bias_name:
-            shift = Term(layer.bias_name, 0, shift=math.pi / abs(layer.activation.omega))
-            found.append(Rescaling("phase", symmetry, (shift, outgoing)))
-        found.append(Rescaling("sign", symmetry, (*(Term(name, 0, 1.0) for name in names), outgoing)))
-    return found

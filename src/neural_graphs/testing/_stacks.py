@@ -12,7 +12,7 @@ from torch import Tensor
 from neural_graphs.graph import Layer, NeuralGraph, Stack
 from neural_graphs.graph._activation import Activation
 
-Kind = Literal["mlp", "siren", "cnn"]
+Kind = Literal["mlp", "siren", "cnn", "wild-park"]
 
 _HIDDEN = ("relu", "tanh", "sigmoid", "gelu", "silu", "leaky_relu")
 
@@ -21,13 +21,16 @@ def random_stack(seed: int = 0, kind: Kind | None = None) -> Stack:
     """A small random architecture: 1 to 4 hidden layers of 2 to 8 neurons, any activations, with or without biases.
 
     ``kind`` is ``"mlp"``, ``"siren"`` or ``"cnn"`` (1 to 3 convolutions, pooled globally or flattened, then a linear
-    layer); None draws one of them. The same seed gives the same stack.
+    layer); None draws one of them. ``"wild-park"`` is a larger CNN with residuals, as in the CNN Wild Park (Kofinas et al.
+    2024): 2 to 5 convolutions of 4 to 32 channels. The same seed gives the same stack.
     """
     rng = random.Random(f"{seed}-{kind}")
     kind = kind or rng.choice(("mlp", "siren", "cnn"))
     bias = rng.random() < 0.8
     if kind == "cnn":
         return _random_cnn(rng, bias)
+    if kind == "wild-park":
+        return _random_wild_park(rng)
     hidden = [rng.randint(2, 8) for _ in range(rng.randint(1, 4))]
     widths = (rng.randint(1, 3), *hidden, rng.randint(1, 4))
     if kind == "siren":
@@ -50,6 +53,27 @@ def _random_cnn(rng: random.Random, bias: bool) -> Stack:
         layers.append(Layer(f"conv{index}", before, after, size, 1, bias, activation, padding=kernel // 2, pool=pool))
     layers.append(Layer("head", channels[-1], rng.randint(1, 4), (), side * side if flatten else 1, bias))
     return Stack(tuple(layers))
+
+
+def _random_wild_park(rng: random.Random) -> Stack:
+    channels = [3] + [rng.choice((4, 8, 16, 32)) for _ in range(rng.randint(2, 5))]
+    layers = []
+    for index, (before, after) in enumerate(pairwise(channels)):
+        kernel = rng.choice((3, 5, 7))
+        activation = Activation.parse(rng.choice(("none", "relu", "gelu", "tanh", "sigmoid", "leaky_relu")))
+        layers.append(
+            Layer(
+                f"conv{index}",
+                before,
+                after,
+                (kernel, kernel),
+                activation=activation,
+                padding=kernel // 2,
+                pool="global" if index == len(channels) - 2 else "",
+                residual=rng.choice((-1, *range(index - 1))),
+            )
+        )
+    return Stack((*layers, Layer("head", channels[-1], 10)))
 
 
 def random_graph(stack: Stack, batch: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> NeuralGraph:

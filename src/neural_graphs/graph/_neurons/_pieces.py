@@ -72,6 +72,7 @@ def make_sets(ledger: Ledger) -> Sets:
     signature = torch.zeros(ledger.total, dtype=torch.int64)
     for ids in ledger.events:
         signature[ids] += torch.randint(1, 1 << 62, (), generator=generator)
+    _cut_alike(ledger, signature)
     axes = site_axes(ledger)
     sets = Sets([], *(torch.full((ledger.total,), -1) for _ in range(3)))
     for rank, site in enumerate(ledger.sites):
@@ -84,6 +85,24 @@ def make_sets(ledger: Ledger) -> Sets:
             sets.drafts.append(Draft(ids, name, site.kind, axis, rank, site, stretch, [name]))
     sets.piece = sets.set_of.clone()
     return sets
+
+
+def _cut_alike(ledger: Ledger, signature: Tensor) -> None:
+    """Where neurons are joined one to one, whatever cuts the ones cuts the others: whole node sets then meet in order."""
+    ends = [(j.source, j.target) for j in ledger.joins if j.aligned and j.kind == "identity" and j.source.numel()]
+    ends = [pair for pair in ends if all(ids.unique().numel() == ids.numel() for ids in pair)]
+    changed = True
+    while changed:
+        changed = False
+        for pair in ends:
+            for this, other in (pair, pair[::-1]):
+                both, where = torch.stack([signature[this], signature[other]], 1).unique(dim=0, return_inverse=True)
+                kinds, counts = both[:, 0].unique(return_counts=True)
+                mixed = torch.isin(signature[this], kinds[counts > 1])
+                if bool(mixed.any()) and len(both) <= _MOST_PIECES:
+                    fresh = both[:, 0] * 1_000_003 + both[:, 1] * 998_244_353  # wraps around: any number will do
+                    signature[this[mixed]] = fresh[where][mixed]
+                    changed = True
 
 
 def _pieces(site: Site, axis: Axis, signature: Tensor) -> list[tuple[Stretch | None, Axis]]:
