@@ -12,6 +12,7 @@ from neural_graphs.graph import Stack
 
 _TASKS = {
     "classify": "Classifies neural networks by their weights",
+    "regress": "Predicts a number for neural networks, such as their accuracy, by their weights",
     "encode": "Encodes neural networks by their weights: an embedding of every neuron and connection, or of the network",
 }
 _EXAMPLES = {
@@ -19,6 +20,11 @@ _EXAMPLES = {
         "from neural_graphs import Classifier",
         'model = Classifier.from_pretrained("{repo}")',
         "model.predict_proba(network.state_dict())",
+    ),
+    "regress": (
+        "from neural_graphs import Regressor",
+        'model = Regressor.from_pretrained("{repo}")',
+        "model.predict(network.state_dict()), model.predict_interval(network.state_dict())",
     ),
     "encode": (
         "from neural_graphs.nn import Encoder",

@@ -125,10 +125,10 @@ def encoder_config(encoder: Encoder) -> dict[str, Any]:
 
 
 def load_encoder(source: Source, revision: str | None) -> Encoder:
-    folder, config = read_model_config(source, revision, {"encode": "encoder", "classify": "classifier"})
+    folder, config = read_model_config(source, revision, {"encode": "encoder", "classify": "model", "regress": "model"})
     with broken_config(folder):
         encoder = build_encoder(config)
-    read_weights(encoder, folder, "encoder." if config["task"] == "classify" else "")
+    read_weights(encoder, folder, "" if config["task"] == "encode" else "encoder.")
     return encoder.eval()
 
 

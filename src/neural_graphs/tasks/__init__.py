@@ -1,4 +1,4 @@
-"""Learning from zoos: classification, its training, evaluation and use. Names resolve on first use, without torch."""
+"""Learning from zoos: classification and regression, training and use. Names resolve on first use, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._config import list_presets as list_presets
     from neural_graphs.tasks._config import load_config as load_config
     from neural_graphs.tasks._config import preset_text as preset_text
+    from neural_graphs.tasks._model import load_model as load_model
     from neural_graphs.tasks._predict import predict as predict
+    from neural_graphs.tasks._rank import rank as rank
+    from neural_graphs.tasks._regressor import Regressor as Regressor
     from neural_graphs.tasks._train import TrainResult as TrainResult
     from neural_graphs.tasks._train import evaluate as evaluate
     from neural_graphs.tasks._train import train as train
@@ -23,14 +26,17 @@ _NAMES = {
     "AugmentConfig": "_config",
     "Classifier": "_classifier",
     "OptimConfig": "_config",
+    "Regressor": "_regressor",
     "PretrainConfig": "_config",
     "TrainConfig": "_config",
     "TrainResult": "_train",
     "evaluate": "_train",
     "list_presets": "_config",
+    "load_model": "_model",
     "load_config": "_config",
     "predict": "_predict",
     "preset_text": "_config",
+    "rank": "_rank",
     "train": "_train",
 }
 

@@ -36,6 +36,13 @@ class Changed(NamedTuple):
         share = self.share.to(own.device, own.dtype)
         return share * own + (1 - share) * other
 
+    def mixed(self, numbers: Tensor) -> Tensor:
+        """The original batch's ``numbers`` ``[B]``, mixed like the networks."""
+        if self.partner is None or self.share is None:
+            return numbers
+        share = self.share.to(numbers.device, numbers.dtype)
+        return share * numbers + (1 - share) * numbers[self.partner.to(numbers.device)]
+
     def main_labels(self, labels: Tensor) -> Tensor:
         """The label of the larger part of every network."""
         if self.partner is None or self.share is None:

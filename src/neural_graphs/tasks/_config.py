@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import types
@@ -99,10 +100,13 @@ class TrainConfig:
     """One training run.
 
     Args:
-        task: what is learned; "classify" is the one there is.
+        task: "classify", a class of every network; or "regress", a number such as its test accuracy.
         zoo: folder of the zoo.
         out: run folder; empty: ``runs/<name of the configuration>``.
-        label: column of the zoo's table that holds the class.
+        label: column of the zoo's table that holds the class or the number.
+        loss: of "regress", on the number mapped to 0..1 by ``bounds``: "mse"; "bce", the cross-entropy with the number as a
+            probability; "ranking", the logistic loss of every pair of the batch whose numbers differ, by order alone.
+        bounds: of "regress": smallest and largest number there may be; predictions lie between them.
         encoder: ``name`` and arguments of ``create_encoder``; what the zoo determines (number of inputs, largest kernel,
             parameters of the MLP) is filled in.
         head: arguments of ``GraphHead`` that choose how neurons become one vector (``pooling``, ``over``, ``hidden``).
@@ -124,15 +128,18 @@ class TrainConfig:
         patience: stop after so many validations without improvement; 0: never.
         limit_train: train on so many networks of the split, chosen by ``seed``; null: all.
         views: train on so many networks per image at most, where a zoo has several (``zoo make --views``); 0: all.
+        where: columns of the zoo's table and the value that they must have; other networks are left out of every split.
         hold_out: architectures, as ``str(stack)`` prints them ("2-48-16-1 sine:30"), whose networks are neither trained on
             nor validated with, so that the test split shows seen and unseen architectures.
         log: "jsonl" (log.jsonl in the run folder), or "tensorboard" (that as well, if TensorBoard is installed).
     """
 
-    task: Literal["classify"] = "classify"
+    task: Literal["classify", "regress"] = "classify"
     zoo: str = ""
     out: str = ""
     label: str = "label"
+    loss: Literal["mse", "bce", "ranking"] = "mse"
+    bounds: list[float] = field(default_factory=lambda: [0.0, 1.0])
     encoder: dict[str, Any] = field(default_factory=lambda: {"name": "ng-gnn"})
     head: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimConfig = field(default_factory=OptimConfig)
@@ -149,6 +156,7 @@ class TrainConfig:
     patience: int = 0
     limit_train: int | None = None
     views: int = 0
+    where: dict[str, Any] = field(default_factory=dict)
     hold_out: list[str] = field(default_factory=list)
     log: Literal["jsonl", "tensorboard"] = "jsonl"
 
@@ -177,6 +185,8 @@ class TrainConfig:
             < 0,
             "eval_every must be at least 1": self.eval_every < 1,
             "limit_train must be at least 1": self.limit_train is not None and self.limit_train < 1,
+            "bounds must be two numbers, the smaller one first": len(self.bounds) != 2
+            or not -math.inf < self.bounds[0] < self.bounds[1] < math.inf,
             "encoder.name is missing: set it to one of `neural_graphs.list_encoders()`": "name" not in self.encoder,
         }
         for message, wrong in problems.items():

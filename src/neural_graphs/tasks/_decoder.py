@@ -15,8 +15,8 @@ from neural_graphs.tasks._data import subset
 from neural_graphs.zoo._inr import pixel_grid
 
 if TYPE_CHECKING:
-    from neural_graphs.tasks._classifier import Classifier
     from neural_graphs.tasks._config import TrainConfig
+    from neural_graphs.tasks._model import Model
     from neural_graphs.zoo._store import ZooSplit
 
 MEASURED = 1024
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
         return batch.restore([graph.run(self.grid).flatten(1) for graph in batch.buckets])
 
 
-def create_decoder(model: Classifier, train: ZooSplit, config: TrainConfig) -> Decoder:
+def create_decoder(model: Model, train: ZooSplit, config: TrainConfig) -> Decoder:
     """An untrained decoder for the networks of ``train``; raises ``UserError`` when they are no images."""
     stacks = list(train.architectures.values())
     check_images(stacks)

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from neural_graphs._progress import Progress, _Silent, progress
 from neural_graphs.errors import RunError
 from neural_graphs.tasks._changes import DROPOUT, Changed, Changes, seed_of
-from neural_graphs.tasks._classifier import EVAL_BATCH
+from neural_graphs.tasks._model import EVAL_BATCH
 from neural_graphs.tasks._runtime import Interrupted, compiled, interruptible, precision
 from neural_graphs.zoo._loader import Loader, Sample
 
 if TYPE_CHECKING:
-    from neural_graphs.tasks._classifier import Classifier
     from neural_graphs.tasks._config import TrainConfig
     from neural_graphs.tasks._decoder import Decoder
+    from neural_graphs.tasks._model import Model
     from neural_graphs.tasks._run import RunFolder
     from neural_graphs.zoo._store import ZooSplit
 
 
 @dataclass
 class Course:
-    """Where training is. ``epoch`` and ``batch`` say which batch comes next; ``best`` is (accuracy, -loss) on validation.
+    """Where training is. ``epoch`` and ``batch`` say which batch comes next; ``best`` is (score, -loss) on validation.
 
     ``history`` has a row per validation, ``earlier`` those of the phase before this one.
     """
@@ -54,19 +54,16 @@ class Course:
 
 
 class Learner(nn.Module):
-    """A classifier and, where images are to be reconstructed, the decoder that reads the same code."""
+    """A model and, where images are to be reconstructed, the decoder that reads the same code."""
 
-    def __init__(self, core: Classifier, decoder: Decoder | None = None) -> None:
+    def __init__(self, core: Model, decoder: Decoder | None = None) -> None:
         super().__init__()
         self.core, self.decoder = core, decoder
 
     def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Logits ``[B, num_classes]`` and standardised images ``[B, pixels]``, if there is a decoder."""
-        if self.decoder is None:
-            return self.core(batch), None
-        head = self.core.head
-        code = head.code(self.core.encoder(batch, reads=head.reads))
-        return head.mlp[-1](code), self.decoder(code)
+        """Logits ``[B, targets]`` and standardised images ``[B, pixels]``, if there is a decoder."""
+        code = self.core.code(batch)
+        return self.core.read(code), None if self.decoder is None else self.decoder(code)
 
 
 class Loop(ABC):
@@ -86,8 +83,9 @@ class Loop(ABC):
     ) -> None:
         self.config, self.folder, self.accelerator = config, run, device
         options = config.optimizer
-        self.train = Loader(train, options.batch_size, label=config.label, seed=config.seed)
-        self.val = Loader(val, EVAL_BATCH, label=config.label, shuffle=False) if val is not None else None
+        labels: dict[str, Any] = {"label": config.label, "bounds": learner.core.bounds}
+        self.train = Loader(train, options.batch_size, seed=config.seed, **labels)
+        self.val = Loader(val, EVAL_BATCH, shuffle=False, **labels) if val is not None else None
         self.total_steps = options.epochs * len(self.train)
         optimizer = torch.optim.AdamW(
             learner.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad
@@ -282,7 +280,7 @@ class Loop(ABC):
         self.sums.copy_(tensors["sums"])
 
     def restore(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027 - not every phase adds something
-        """Take back what ``state`` of a subclass added, before the classifier has its weights."""
+        """Take back what ``state`` of a subclass added, before the model has its weights."""
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

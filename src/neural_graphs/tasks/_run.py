@@ -26,7 +26,7 @@ from neural_graphs.errors import UserError
 from neural_graphs.tasks._config import TrainConfig, from_dict, to_dict, to_yaml
 
 if TYPE_CHECKING:
-    from neural_graphs.tasks._classifier import Classifier
+    from neural_graphs.tasks._model import Model
 
 FORMAT = 1
 MAY_CHANGE = ("threads", "patience", "log", "zoo", "out")
@@ -102,7 +102,7 @@ class RunFolder:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def save_best(self, model: Classifier, facts: Mapping[str, Any]) -> None:
+    def save_best(self, model: Model, facts: Mapping[str, Any]) -> None:
         model.save(self.path / "model", {"training": json.dumps(dict(facts))})
 
     def save_state(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

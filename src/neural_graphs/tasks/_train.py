@@ -1,10 +1,11 @@
-"""A training run from configuration to test accuracy, and the evaluation of a finished one."""
+"""A training run from configuration to test figures, and the evaluation of a finished one."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from typing import Any
 import torch
 
 from neural_graphs.errors import UserError
-from neural_graphs.nn import create_encoder
+from neural_graphs.nn import Encoder, create_encoder
 from neural_graphs.tasks._architecture import encoder_arguments
 from neural_graphs.tasks._classifier import Classifier
 from neural_graphs.tasks._config import TrainConfig
-from neural_graphs.tasks._data import by_architecture, training_networks
+from neural_graphs.tasks._data import having, training_networks
 from neural_graphs.tasks._decoder import check_images
+from neural_graphs.tasks._evaluation import HEADLINE, report, summary
 from neural_graphs.tasks._fit import fit
-from neural_graphs.tasks._metrics import score
+from neural_graphs.tasks._model import Model, load_model
+from neural_graphs.tasks._regressor import Regressor
 from neural_graphs.tasks._run import RunFolder, read_config
 from neural_graphs.tasks._runtime import accelerator, threads
 from neural_graphs.zoo._store import Zoo, ZooSplit
@@ -27,19 +30,48 @@ from neural_graphs.zoo._store import Zoo, ZooSplit
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Accuracies are of the model that was best on validation; ``test_accuracy`` is None where the zoo has no test split.
+    """What a run found. Figures are of the model that was best on validation; those of the test split are None where the
+    zoo has none, as are those of another task.
 
-    ``history`` has one entry per validation, as in ``log.jsonl``; ``seconds`` is the time spent training.
+    ``metrics`` is what ``metrics.json`` holds; ``history`` has one entry per validation, as in ``log.jsonl``.
     """
 
     run_dir: Path
-    best_epoch: float
-    val_accuracy: float
-    test_accuracy: float | None
-    seconds: float
+    metrics: dict[str, Any]
     history: list[dict[str, Any]]
-    parameters: int
-    peak_memory_mb: float
+
+    @property
+    def best_epoch(self) -> float:
+        return float(self.metrics["best_epoch"])
+
+    @property
+    def val_accuracy(self) -> float | None:
+        return self.metrics.get("val_accuracy")
+
+    @property
+    def test_accuracy(self) -> float | None:
+        return self.metrics.get("test_accuracy")
+
+    @property
+    def val_kendall_tau(self) -> float | None:
+        return self.metrics.get("val_kendall_tau")
+
+    @property
+    def test_kendall_tau(self) -> float | None:
+        return self.metrics.get("test_kendall_tau")
+
+    @property
+    def seconds(self) -> float:
+        """The time spent training."""
+        return float(self.metrics["seconds"])
+
+    @property
+    def parameters(self) -> int:
+        return int(self.metrics["parameters"])
+
+    @property
+    def peak_memory_mb(self) -> float:
+        return float(self.metrics["peak_memory_mb"])
 
 
 def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> TrainResult:
@@ -58,46 +90,30 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
         raise UserError("no run folder given: set out=DIR")
     zoo = Zoo.load(config.zoo)
     chosen, val = training_networks(config, zoo)
+    test = having(zoo.test, config.where)
     model = build(config, zoo, chosen)
     run = _open(config, resume)
     course = fit(model, chosen, val, config, run=run, quiet=quiet)
     assert course.best is not None
-    metrics: dict[str, Any] = {
-        "best_epoch": course.best_epoch,
-        "best_step": course.best_step,
-        "steps": course.step,
-        "val_accuracy": course.best[0],
-        "val_loss": -course.best[1],
-        "test_accuracy": None,
-        "test_loss": None,
-    }
-    if len(zoo.test):
-        labels = zoo.test.labels(config.label)
-        with threads(config.threads):
-            logits = model.logits(zoo.test)
-        scores = score(logits, labels)
-        metrics |= {"test_accuracy": scores.accuracy, "test_loss": scores.loss, "confusion": scores.confusion}
-        metrics["per_architecture"] = by_architecture(zoo.test, logits.argmax(1) == labels, model.architectures)
+    headline = HEADLINE[config.task]
+    metrics: dict[str, Any] = {"best_epoch": course.best_epoch, "best_step": course.best_step, "steps": course.step}
+    with threads(config.threads):
+        metrics |= summary(report(model, val, config.label), "val_")
+        metrics |= {f"test_{headline}": None}
+        if len(test):
+            found = report(model, test, config.label)
+            metrics |= summary(found, "test_")
+            metrics |= {key: found[key] for key in ("confusion", "calibration", "per_architecture") if key in found}
     if course.earlier:
         metrics["pretraining"] = {key: course.earlier[-1][key] for key in ("epoch", "step", "train_error", "val_error")}
-    parameters = sum(p.numel() for p in model.parameters())
     metrics |= {
-        "networks": {"train": len(chosen), "val": len(val), "test": len(zoo.test)},
-        "parameters": parameters,
+        "networks": {"train": len(chosen), "val": len(val), "test": len(test)},
+        "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(course.seconds, 3),
         "peak_memory_mb": peak_memory_mb(),
     }
     run.finish(metrics)
-    return TrainResult(
-        run_dir=run.path,
-        best_epoch=course.best_epoch,
-        val_accuracy=course.best[0],
-        test_accuracy=metrics["test_accuracy"],
-        seconds=course.seconds,
-        history=course.history,
-        parameters=parameters,
-        peak_memory_mb=metrics["peak_memory_mb"],
-    )
+    return TrainResult(run.path, metrics, course.history)
 
 
 def _open(config: TrainConfig, resume: bool) -> RunFolder:
@@ -108,74 +124,83 @@ def _open(config: TrainConfig, resume: bool) -> RunFolder:
     return run
 
 
-def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Classifier:
-    """The untrained classifier of a run: initial weights by ``config.seed``, statistics of the training networks ``chosen``.
+def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Model:
+    """The untrained model of a run: initial weights by ``config.seed``, statistics of the training networks ``chosen``.
 
     The whole zoo only says how large its networks are: which kernels and how many inputs and outputs must be readable.
     """
     stacks = list(zoo.architectures.values())
     arguments = encoder_arguments(config.encoder, stacks, config.seed)
-    outputs = {stack.layers[-1].outputs for stack in stacks}
+    outputs = {stack.num_outputs for stack in stacks}
     if len(outputs) != 1:
         raise UserError("the networks of this zoo have different numbers of outputs, so no one head reads them all")
-    classes = int(zoo.all.labels(config.label).max()) + 1
-    names = (zoo.meta.get("source") or {}).get("classes") if config.label == "label" else None
+    create = _regressor if config.task == "regress" else _classifier
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
-        encoder = create_encoder(**arguments)
-        model = Classifier(
-            encoder,
-            classes,
-            outputs.pop(),
-            class_names=names if names and len(names) == classes else None,
-            head=config.head,
-        )
+        model = create(config, zoo, create_encoder(**arguments), outputs.pop())
     if config.pretrain.epochs or config.reconstruction:
         check_images(chosen.architectures.values())
     model.prepare(chosen, config.label)
-    for split in (zoo.val, zoo.test):  # architectures that are only tested are refused now, not after the training
+    for split in (having(zoo.val, config.where), having(zoo.test, config.where)):
+        # architectures and labels that are only tested are refused now, not after the training
+        if isinstance(model, Regressor):
+            split.targets(config.label, model.bounds)
         for name in split.architectures:
             model.check_readable(split.batch([int((split.column("architecture") == name).argmax())]).buckets[0])
     return model
 
 
+def _classifier(config: TrainConfig, zoo: Zoo, encoder: Encoder, outputs: int) -> Model:
+    classes = int(zoo.all.labels(config.label).max()) + 1
+    names = (zoo.meta.get("source") or {}).get("classes") if config.label == "label" else None
+    return Classifier(
+        encoder,
+        classes,
+        outputs,
+        class_names=names if names and len(names) == classes else None,
+        head=config.head,
+    )
+
+
+def _regressor(config: TrainConfig, zoo: Zoo, encoder: Encoder, outputs: int) -> Model:
+    return Regressor(encoder, outputs, bounds=config.bounds, loss=config.loss, head=config.head, target=config.label)
+
+
 def evaluate(
-    run_dir: str | os.PathLike[str], split: str = "test", zoo: str | os.PathLike[str] | None = None
+    run_dir: str | os.PathLike[str],
+    split: str = "test",
+    zoo: str | os.PathLike[str] | None = None,
+    where: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score a run's best model on a split of its zoo, or of another one.
 
-    Returns ``accuracy``, ``loss`` (cross-entropy), ``confusion`` (``confusion[t][p]``: class t taken for p), ``n``,
-    ``split``, ``zoo``, ``class_names`` and ``per_architecture``: accuracy and n of each, and whether the
-    model was trained on networks of it (``seen``).
+    ``where`` chooses networks by their columns, as in ``TrainConfig``; by default as the run did.
+
+    Returns ``task``, ``n``, ``split``, ``zoo`` and, of a classifier, ``accuracy``, ``loss`` (cross-entropy), ``confusion``
+    (``confusion[t][p]``: class t taken for p), ``class_names`` and ``per_architecture``: accuracy and n of each, and whether
+    the model was trained on networks of it (``seen``). Of a regressor ``target``, ``bounds``, ``kendall_tau``, ``r2``,
+    ``mae``, ``rmse``, ``interval_coverage``, ``interval_width``, ``calibration`` (bins of equal count: ``n``, mean
+    ``predicted``, mean and ``std`` of ``true``), ``per_architecture``, and lists with an entry per network: ``network``,
+    ``true``, ``predicted``, ``lower``, ``upper``, ``novelty``, ``architectures``.
 
     Raises:
-        UserError: no run, model or zoo there; networks that the model cannot read; labels beyond its classes.
+        UserError: no run, model or zoo there; networks that the model cannot read; labels that it cannot give.
     """
     folder = Path(run_dir)
     config = read_config(folder)
-    model = Classifier.from_pretrained(folder)
+    model = load_model(folder)
     path = os.fspath(zoo) if zoo is not None else config.zoo
-    chosen = Zoo.load(path).split(split)
+    chosen = having(Zoo.load(path).split(split), config.where if where is None else where)
     if not len(chosen):
         raise UserError(f"{path} has no {split} networks")
-    labels = chosen.labels(config.label)
-    if int(labels.max()) >= model.num_classes:
-        raise UserError(
-            f"{path} has labels up to {int(labels.max())}, this model knows classes 0..{model.num_classes - 1}"
-        )
     with threads(config.threads):
-        logits = model.logits(chosen)
-    scores = score(logits, labels)
-    return {
-        "accuracy": scores.accuracy,
-        "loss": scores.loss,
-        "confusion": scores.confusion,
-        "n": scores.n,
-        "split": split,
-        "zoo": path,
-        "class_names": list(model.class_names),
-        "per_architecture": by_architecture(chosen, logits.argmax(1) == labels, model.architectures),
-    }
+        found = report(model, chosen, config.label)
+    about: dict[str, Any] = {}
+    if isinstance(model, Classifier):
+        about = {"class_names": list(model.class_names)}
+    elif isinstance(model, Regressor):
+        about = {"target": model.target, "bounds": list(model.bounds)}
+    return {**found, "task": model.task, "n": len(chosen), "split": split, "zoo": path, **about}
 
 
 def peak_memory_mb() -> float:

@@ -7,6 +7,7 @@ weights/          <architecture>-<number>.safetensors, tensors stacked over netw
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -219,6 +220,25 @@ class ZooSplit:
         if not np.issubdtype(values.dtype, np.integer) or (len(values) and values.min() < 0):
             raise UserError(f"column {name!r} of {self.zoo.path} holds no class numbers (integers from 0)")
         return torch.from_numpy(values.astype(np.int64))
+
+    def targets(self, name: str, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
+        """A column of numbers as float32 ``[len]``.
+
+        Raises:
+            UserError: there is no such column, or it holds no numbers; a network's is missing, NaN, infinite, or lies
+                outside ``bounds`` (the message names the network).
+        """
+        values = self.column(name)
+        if not (np.issubdtype(values.dtype, np.floating) or np.issubdtype(values.dtype, np.integer)):
+            raise UserError(f"column {name!r} of {self.zoo.path} holds no numbers")
+        wrong = ~np.isfinite(values) | (values < bounds[0]) | (values > bounds[1])
+        if wrong.any():
+            first = int(wrong.argmax())
+            number, value = self.column("network")[first], values[first]
+            what = f"{value:.6g}, outside {bounds[0]:g} to {bounds[1]:g}" if np.isfinite(value) else "missing or not finite"
+            more = f" (and of {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
+            raise UserError(f"{name} of network {number}{more} of {self.zoo.path} is {what}")
+        return torch.from_numpy(values.astype(np.float32))
 
     def select(self, indices: Indices) -> ZooSplit:
         """A smaller split: the networks at these positions, in this order."""
