@@ -16,6 +16,8 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._stack import Layer, Stack
 
+_IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
+
 Drop = Callable[[int, Tensor], Tensor]
 """``(layer, values [n, H, W, B, C] or [B, n, C]) -> values``, behind a hidden layer's activation."""
 
@@ -28,7 +30,7 @@ def grouped_logits(
     ``stacks`` has an entry per network; they may differ in their activations only. ``params`` are stacked, ``[B, *shape]``.
     """
     first, count = stacks[0], len(stacks)
-    h = images.contiguous(memory_format=torch.channels_last)
+    h = _channels_last(images)
     values: list[Tensor] = []
     for number, layer in enumerate(first.layers):
         last = number == len(first.layers) - 1
@@ -44,6 +46,12 @@ def grouped_logits(
             h = drop(number, h) if h.dim() == 3 else _from_rows(drop(number, _rows(h, count)))
         h = _pool(layer, h, count, flat=not first.layers[number + 1].kernel)
     return h + first.shift if first.shift else h
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """In channels-last memory, with strides that say so for a single channel too, of which torch sees no difference."""
+    _, c, h, w = images.shape
+    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, (h * w * c, 1, w * c, c))
 
 
 def _linear_part(layer: Layer, params: Mapping[str, Tensor], h: Tensor, count: int, shared: bool) -> Tensor:
@@ -81,7 +89,9 @@ def _add_residual(h: Tensor, source: Tensor, count: int, layer: Layer, from_laye
 
 def _activate(h: Tensor, kinds: Sequence[Activation]) -> Tensor:
     if len(set(kinds)) == 1:
-        return kinds[0](h)
+        # In place where the derivative follows from the result: these values are the largest, and memory is the limit.
+        in_place = _IN_PLACE.get(kinds[0].kind)
+        return in_place(h) if in_place is not None else kinds[0](h)
     if h.dim() == 3:
         return torch.cat([kind(part) for kind, part in zip(kinds, h.split(1), strict=True)])
     parts = _rows(h, len(kinds)).split(1, 3)
