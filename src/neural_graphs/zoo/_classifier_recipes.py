@@ -36,7 +36,7 @@ class ClassifierRecipe:
     checkpoints: tuple[int, ...] = (1, 3, 6)
     batch_size: int = 32
     side: int = 0
-    chunk: int = 16
+    chunk: int = 8
     shared_shape: int = 1
 
 
