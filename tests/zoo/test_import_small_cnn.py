@@ -143,7 +143,7 @@ def test_columns(tmp_path: Path) -> None:
 
 def test_runs_stay_together(tmp_path: Path) -> None:
     _, rows = write_zoo(tmp_path / "cifar10", runs=20)
-    kinds = {"kind": "small-cnn-zoo", "steps": "all"}
+    kinds: dict[str, Any] = {"kind": "small-cnn-zoo", "steps": "all"}
     zoo = import_zoo(tmp_path / "cifar10", tmp_path / "zoo", **kinds)
     assert [len(zoo.train), len(zoo.val), len(zoo.test)] == [48, 6, 6]
     names = [row["modeldir"] for row in rows]
@@ -195,7 +195,7 @@ def test_published_order(tmp_path: Path, split_order: str, header_is_final: bool
 def test_earlier_steps_follow_the_published_split(tmp_path: Path) -> None:
     _, rows = write_zoo(tmp_path / "cifar10")
     (tmp_path / "split.csv").write_text("\n".join(map(str, [0, *range(len(rows))])))
-    arguments = {"kind": "small-cnn-zoo", "split_file": tmp_path / "split.csv"}
+    arguments: dict[str, Any] = {"kind": "small-cnn-zoo", "split_file": tmp_path / "split.csv"}
     last = import_zoo(tmp_path / "cifar10", tmp_path / "last", **arguments)
     zoo = import_zoo(tmp_path / "cifar10", tmp_path / "all", steps="all", **arguments)
     assert len(zoo) == 3 * len(last) == 30
@@ -312,7 +312,7 @@ def test_matrices_that_are_none(tmp_path: Path) -> None:
 
 def test_streams_in_small_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zoo(tmp_path / "cifar10", runs=11)
-    arguments = {"kind": "small-cnn-zoo", "steps": "all"}
+    arguments: dict[str, Any] = {"kind": "small-cnn-zoo", "steps": "all"}
     whole = import_zoo(tmp_path / "cifar10", tmp_path / "whole", **arguments)
     monkeypatch.setattr("neural_graphs.zoo._imports._write.SHARD", 4)
     parts = import_zoo(tmp_path / "cifar10", tmp_path / "parts", **arguments)

@@ -9,6 +9,7 @@ code outside this one, whatever is in it. Tensors are remembered as places in th
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import struct
 import zipfile
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 
+MAX_VALUES = 10_000  # of a configuration: a small file can spell a list with more entries than there are atoms
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -65,11 +67,32 @@ class Record:
         self.__dict__["items"].append((key, value))
 
 
+def printable(text: str) -> str:
+    """Foreign text in one line of bounded length, without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:500])
+
+
 class _Name(type):
     """The kind of stand-ins for names: a pickle may make instances without a call, and may call none."""
 
     def __call__(cls, *_: Any, **__: Any) -> Any:
-        raise UserError(f"asks to run {cls.name}, which was refused")  # type: ignore[attr-defined]
+        raise UserError(f"asks to run {printable(cls.name)}, which was refused")  # type: ignore[attr-defined]
+
+
+class _Function:
+    """A function of this file as the pickle sees it: it can be called, and has nothing that could be set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise UserError("changes what rebuilds its values, which was refused")
 
 
 @dataclass(frozen=True)
@@ -152,7 +175,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full in _CALLABLE:
-            return _CALLABLE[full]
+            return _Function(_CALLABLE[full])
         return _Name("Named", (Record,), {"name": full})
 
     def persistent_load(self, identifier: Any) -> _Storage:
@@ -162,7 +185,7 @@ class _Unpickler(pickle._Unpickler):
         name = kind.name if isinstance(kind, _Name) else ""  # type: ignore[attr-defined]
         package, _, short = name.rpartition(".")
         if package not in ("torch", "torch.cuda") or short not in _DTYPES:
-            raise UserError(f"holds a tensor of an unknown type ({name or kind})")
+            raise UserError(f"holds a tensor of an unknown type ({printable(name) or 'none'})")
         return _Storage(_DTYPES[short], str(key), int(count))
 
     def get_extension(self, code: int) -> None:
@@ -233,10 +256,14 @@ class Checkpoint:
         Raises:
             UserError: the file does not hold all of them.
         """
-        key = stored.storage.key
         try:
+            key, dtype = stored.storage.key, stored.storage.dtype
+            if math.prod(stored.shape) > stored.storage.count:
+                raise UserError("it is larger than what is stored of it")
+            if not math.prod(stored.shape):
+                return torch.empty(stored.shape, dtype=dtype)
             data: Any = self._zip.read(f"{self._prefix}data/{key}") if self._zip is not None else self._bytes[key]
-            flat = torch.frombuffer(bytearray(data), dtype=stored.storage.dtype)
+            flat = torch.frombuffer(bytearray(data), dtype=dtype)
             return flat.as_strided(stored.shape, stored.stride, stored.offset).clone()
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -251,33 +278,40 @@ class Checkpoint:
         state = self.content.get(name) if isinstance(self.content, Mapping) else None
         if not isinstance(state, Mapping) or not state:
             raise UserError(f"{self.path} holds no state dict called {name}")
-        if bad := [str(key) for key, value in state.items() if not isinstance(value, StoredTensor)]:
+        if bad := [printable(str(key)) for key, value in state.items() if not isinstance(value, StoredTensor)]:
             raise UserError(f"{self.path}: {bad[0]} of {name} is no dense tensor")
         return {str(key): self.tensor(value) for key, value in state.items()}
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any) -> Any:
     """Recorded instances as plain data: dictionaries, lists, numbers and text.
 
     A class with attributes becomes a dictionary of them; OmegaConf's containers and nodes, which keep their content in
     ``_content`` and ``_val``, become that.
 
     Raises:
-        UserError: the data is nested without end.
+        UserError: the data is nested without end, or has more values than any configuration.
     """
-    if depth > 20:
-        raise UserError("holds a configuration that is nested without end")
-    if isinstance(value, Record):
-        state = value.state  # type: ignore[attr-defined]
-        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Mapping):  # of a class with slots
-            state = {**(state[0] or {}), **state[1]}
-        if isinstance(state, Mapping):
-            for inner in ("_content", "_val"):
-                if inner in state:
-                    return plain(state[inner], depth + 1)
-        return plain(state, depth + 1)
-    if isinstance(value, Mapping):
-        return {key: plain(item, depth + 1) for key, item in value.items() if isinstance(key, str)}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, depth + 1) for item in value]
-    return value if isinstance(value, (str, int, float, bool)) else None
+    left = MAX_VALUES
+
+    def of(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > 20 or left < 0:
+            raise UserError("holds a configuration that is nested without end")
+        if isinstance(value, Record):
+            state = value.__dict__["state"]
+            if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with slots
+                state = {**(state[0] if isinstance(state[0], dict) else {}), **state[1]}
+            if isinstance(state, dict):
+                for inner in ("_content", "_val"):
+                    if inner in state:
+                        return of(state[inner], depth + 1)
+            return of(state, depth + 1)
+        if isinstance(value, dict):
+            return {key: of(item, depth + 1) for key, item in value.items() if isinstance(key, str)}
+        if isinstance(value, (list, tuple)):
+            return [of(item, depth + 1) for item in value]
+        return value if isinstance(value, (str, int, float, bool)) else None
+
+    return of(value, 0)

@@ -34,10 +34,8 @@ from neural_graphs.zoo._imports._source import (
 
 _FOLDER = re.compile(r"checkpoint_(?P<epoch>\d+)$")
 _KINDS = {"leakyrelu": "leaky_relu"}
-_POOLED: dict[tuple[int, ...], int] = {
-    (5, 5, 2): 2,
-    (3, 3, 3): 3,
-}  # kernels of the published CNNs -> how many of the convolutions are pooled
+# Kernels of the published CNNs -> how many of the convolutions are pooled, and positions that the first linear layer reads.
+_PUBLISHED: dict[tuple[int, ...], tuple[int, int]] = {(5, 5, 2): (2, 9), (3, 3, 3): (3, 4)}
 _TEXTS = {"optimizer": "optim::optimizer", "init": "model::init_type"}
 _NUMBERS = {"learning_rate": "optim::lr", "weight_decay": "optim::wd", "dropout": "model::dropout"}
 _RESULTS = {
@@ -129,9 +127,10 @@ def stack_of_state(state: Mapping[str, Tensor], activation: Activation, where: o
     """
     weights = [(name, value) for name, value in state.items() if name.endswith("weight")]
     kernels = tuple(value.shape[-1] for _, value in weights if value.dim() == 4)
-    pooled = _POOLED.get(kernels)
-    if pooled is None or any(value.dim() not in (2, 4) for _, value in weights):
-        raise UserError(f"{where} is none of the CNNs of this zoo (kernels {', '.join(map(str, kernels)) or 'none'})")
+    published = _PUBLISHED.get(kernels)
+    if published is None or [value.dim() for _, value in weights] != [4, 4, 4, 2, 2]:
+        raise UserError(f"{where} is none of the CNNs of this zoo: its weights are {_shapes(weights)}")
+    pooled, positions_read = published
     if activation.kind in ("gelu", "silu"):
         raise UserError(
             f"{where} takes {activation} of pooled values, which no plain stack of this version computes: it was left out"
@@ -141,9 +140,9 @@ def stack_of_state(state: Mapping[str, Tensor], activation: Activation, where: o
         bias = f"{name.removesuffix('weight')}bias" in state
         inputs, positions, last = value.shape[1], 1, i == len(weights) - 1
         if layers and layers[-1].kernel and value.dim() == 2:
-            positions, rest = divmod(inputs, layers[-1].outputs)
-            if rest:
-                raise UserError(f"{where}: {name} reads {inputs} values, no multiple of {layers[-1].outputs} channels")
+            positions = positions_read
+            if inputs != positions * layers[-1].outputs:
+                raise UserError(f"{where} is none of the CNNs of this zoo: its weights are {_shapes(weights)}")
             inputs = layers[-1].outputs
         conv = value.dim() == 4
         layers.append(
@@ -157,6 +156,10 @@ def stack_of_state(state: Mapping[str, Tensor], activation: Activation, where: o
         return Stack(tuple(layers))
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _shapes(weights: Sequence[tuple[str, Tensor]]) -> str:
+    return ", ".join("x".join(map(str, value.shape)) for _, value in weights)[:200] or "none"
 
 
 def _state(path: Path) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class Nfn:
             if (other := seen.setdefault((file.view, file.index), file.path)) != file.path:
                 raise UserError(f"{other} and {file.path} are both network {file.index}: give a folder with one corpus")
         self.stack = common_stack(folder, (file.path for file in self.files), _read_checkpoint, options)
-        guess = options.images or guess_images(str(folder.resolve())) or "cifar10"
+        guess = options.images or guess_images(f"{folder.resolve().parent.name} {folder.resolve().name}") or "cifar10"
         self.train_images = 50_000 if guess.startswith("cifar10") else 60_000
         self.meta = options.meta(folder, "nfn", guess, self.stack)
         self.request: dict[str, Any] = {"stack": self.stack.to_json()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,13 +164,13 @@ def image_source(name: str, channels: int | None = None) -> dict[str, Any]:
 def guess_images(text: str, grey: bool = False) -> str | None:
     """The image source that a folder or data set is named after; ``grey`` prefers the grey ones of CIFAR-10 and SVHN."""
     text = text.lower().replace("_", "-")
-    for source, words in {
-        "fashion-mnist": ("fmnist", "fashion", "f-mnist"),
-        "mnist": ("mnist",),
-        "cifar10": ("cifar10", "cifar-10", "cifar"),
-        "svhn": ("svhn",),
+    for source, pattern in {
+        "fashion-mnist": r"fashion|\bf-?mnist",
+        "mnist": r"mnist",
+        "cifar10": r"cifar(?!-?100)",
+        "svhn": r"svhn",
     }.items():
-        if any(word in text for word in words) and "cifar100" not in text and "cifar-100" not in text:
+        if re.search(pattern, text):
             return f"{source}-gs" if grey and source in ("cifar10", "svhn") else source
     return None
 

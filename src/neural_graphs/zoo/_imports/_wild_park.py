@@ -70,9 +70,7 @@ class WildPark:
             drawn = split_by_run(len(runs), shares, seed)
             split = {path: str(drawn[run_of[path.parent.parent]]) for path, _ in files}
         self.files = [(path, step, run_of[path.parent.parent], split[path]) for path, step in files]
-        self.images = (
-            images or guess_images(str(folder)) or guess_images(str(files[0][0].relative_to(folder))) or "cifar10"
-        )
+        self.images = images or guess_images(" ".join(files[0][0].resolve().parts[-5:-3])) or "cifar10"
         self.meta = classifier_meta(folder, "wild-park", self.images)
         self.request: dict[str, Any] = {"steps": steps, "split": "file" if split_file else list(shares)}
 
@@ -116,7 +114,10 @@ def stack_of_config(config: Any, where: object) -> Stack:
     Raises:
         UserError: a field is missing, of the wrong length, or describes no network.
     """
-    data = plain(config)
+    try:
+        data = plain(config)
+    except UserError as error:
+        raise UserError(f"{where} {error}") from None
     if not isinstance(data, Mapping):
         raise UserError(f"{where} holds no config that describes the network")
     lists: dict[str, list[Any]] = {}
@@ -130,7 +131,7 @@ def stack_of_config(config: Any, where: object) -> Stack:
         if len(values) != depth + (name == "channels") or depth < 1:
             raise UserError(f"{where}: {name} of its config has {len(values)} entries for {depth} layers")
         if not all(type(value) is kinds.get(name, int) for value in values):
-            raise UserError(f"{where}: {name} of its config is {values}")
+            raise UserError(f"{where}: {name} of its config is {str(values)[:100]}")
     classes = data.get("n_classes")
     if type(classes) is not int or min(classes, *lists["channels"], *lists["kernel_size"], *lists["stride"]) < 1:
         raise UserError(f"{where}: its config has sizes that are not positive")

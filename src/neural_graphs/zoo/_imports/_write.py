@@ -15,6 +15,7 @@ from neural_graphs._io import atomic_write
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
+from neural_graphs.zoo._imports._inert import printable
 from neural_graphs.zoo._imports._source import ACCURACIES, BUFFER, Part, Source
 from neural_graphs.zoo._store import Zoo
 from neural_graphs.zoo._writer import ZooWriter
@@ -75,6 +76,7 @@ class _Report:
         self._say(line)
 
     def _say(self, line: str) -> None:
+        line = printable(line)  # names in foreign files may hold anything
         self.lines.append(line)
         if len(self.lines) <= SHOWN:
             print(f"skipped: {line}", file=sys.stderr)
