@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
 
-from neural_graphs.cli._parser import add_json, add_threads, add_verb, print_json, print_table, use_threads
+from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, print_table, use_threads
+from neural_graphs.errors import RunError
+
+PER_NETWORK = ("network", "true", "predicted", "lower", "upper", "novelty", "architectures")
+MOST_LINES = 12  # of the table of architectures
 
 
 def add(verbs: Any) -> None:
@@ -15,22 +21,103 @@ def add(verbs: Any) -> None:
         "evaluate a trained model on held-out networks",
         "neural-graphs eval runs/quickstart/ng-gnn",
         run,
+        "Of a model that predicts numbers it writes a page with plots of predictions and errors, with --report also of one\n"
+        "that tells classes apart.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="folder of a training run")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: test)")
     parser.add_argument("--zoo", metavar="DIR", help="evaluate on this zoo instead of the run's own")
+    parser.add_argument(
+        "--report", metavar="FILE", help="HTML page to write (default: RUN/report.html, for classifiers none)"
+    )
     add_json(parser)
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     use_threads(options)
+    load("neural_graphs.explore")
     from neural_graphs.tasks import evaluate
 
     found = evaluate(options.run_dir, split=options.split, zoo=options.zoo)
+    regression = "kendall_tau" in found
+    page = _write_page(found, options, regression)
     if options.json:
-        print_json(found)
+        print_json({key: value for key, value in found.items() if key not in PER_NETWORK} | {"report": page})
         return 0
+    if regression:
+        _print_regression(found, options)
+    else:
+        _print_classification(found, options)
+    if page:
+        print(f"\nreport: {page}")
+    return 0
+
+
+def _write_page(found: dict[str, Any], options: argparse.Namespace, regression: bool) -> str | None:
+    from neural_graphs.explore import save_evaluation
+
+    if not options.report and not regression:
+        return None
+    path = options.report or str(Path(options.run_dir) / "report.html")
+    try:
+        save_evaluation(found, options.run_dir, path)
+    except RunError as error:
+        if options.report:
+            raise
+        print(f"no report: {error}; --report FILE writes it elsewhere", file=sys.stderr)  # the figures were asked for
+        return None
+    return path
+
+
+def _print_regression(found: dict[str, Any], options: argparse.Namespace) -> None:
+    from neural_graphs.explore._eval_page import group_figures, groups_of, is_share
+    from neural_graphs.zoo import Zoo
+
+    percent = is_share(found)
+
+    def exact(value: float) -> str:
+        return f"{value:.2%}" if percent else f"{value:.4g}"
+
+    where = f" of {options.zoo}" if options.zoo else ""
+    print(f"{options.run_dir}: {found['target']} of {found['n']:,} {options.split} networks{where}\n")
+    print_table(
+        ("figure", "value", "meaning"),
+        [
+            ("Kendall's tau", f"{found['kendall_tau']:.4f}", "order of the networks, 1 is perfect"),
+            ("R2", f"{found['r2']:.4f}", "share of the variance explained"),
+            ("MAE", exact(found["mae"]), "mean absolute error"),
+            ("RMSE", exact(found["rmse"]), "root mean square error"),
+            ("coverage", f"{found['interval_coverage']:.1%}", "true values within their 90% interval"),
+            ("width", exact(found["interval_width"]), "mean width of the intervals"),
+        ],
+        right=(1,),
+    )
+    kinds = found["per_architecture"]
+    groups = groups_of(found, Zoo.load(found["zoo"]))
+    if groups is not None:
+        import numpy as np
+
+        rows = [
+            (row["name"], row["n"], _tau(row["kendall_tau"]), exact(row["mae"]))
+            for row in group_figures(groups, np.asarray(found["true"]), np.asarray(found["predicted"]))
+        ]
+        print()
+        print_table((groups.title, "networks", "tau", "MAE"), rows, right=(1, 2, 3))
+    if 1 < len(kinds) <= MOST_LINES and any(not entry["seen"] for entry in kinds.values()):
+        print()
+        lines = [
+            (name, entry["n"], _tau(entry["kendall_tau"]), exact(entry["mae"]), "yes" if entry["seen"] else "no")
+            for name, entry in kinds.items()
+        ]
+        print_table(("architecture", "networks", "tau", "MAE", "trained on"), lines, right=(1, 2, 3))
+
+
+def _tau(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _print_classification(found: dict[str, Any], options: argparse.Namespace) -> None:
     print(
         f"{options.run_dir}: {found['accuracy']:.2%} of {found['n']:,} {options.split} networks, loss {found['loss']:.4f}\n"
     )
@@ -49,4 +136,3 @@ def run(options: argparse.Namespace) -> int:
             for name, entry in found["per_architecture"].items()
         ]
         print_table(("architecture", "networks", "right", "trained on"), kinds, right=(1, 2))
-    return 0

@@ -1,6 +1,8 @@
 """Looking at networks and at runs: drawings, reports, the quickstart."""
 
 from neural_graphs.explore._describe import describe_graph as describe_graph
+from neural_graphs.explore._eval_page import render_evaluation as render_evaluation
+from neural_graphs.explore._eval_page import save_evaluation as save_evaluation
 from neural_graphs.explore._figure import save_drawing as save_drawing
 from neural_graphs.explore._graph_page import render_graph_page as render_graph_page
 from neural_graphs.explore._model_file import LoadedModel as LoadedModel

@@ -113,5 +113,6 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _first_line(error: BaseException) -> str:
+    """The first sentence: PyTorch adds guesses of its own."""
     lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].partition(". ")[0] if lines else type(error).__name__

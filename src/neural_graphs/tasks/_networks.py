@@ -5,22 +5,30 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Activation, Stack
+from neural_graphs.graph import Activation
 from neural_graphs.graph._files import PICKLES, check_finite, read_state_dict, stated_architecture
 from neural_graphs.tasks._architecture import recognise
 from neural_graphs.zoo._store import META
 
+if TYPE_CHECKING:
+    from neural_graphs.graph import Architecture
+
 SUFFIXES = (".safetensors", *PICKLES)
 LARGEST = 2 << 30
 """Bytes of the largest file, and of the largest network in float32, that is read: one network never fills the memory."""
+
+Shape = tuple[int, ...]
+Layout = tuple[frozenset[tuple[str, Shape]], ...]
+"""The shapes of every layer's tensors, layers in order."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ def find(paths: Sequence[str | os.PathLike[str]]) -> Iterator[Found]:
     entered twice, so a link to a folder above ends nowhere. A file is given once, however often it is named.
     """
     seen: set[str] = set()
-    for path in map(os.fspath, paths):
+    for given in paths:
+        path = os.fspath(given)
         for found in _walk(path) if os.path.isdir(path) else (Found(path),):
             place = os.path.abspath(found.path)
             if place not in seen:
@@ -72,36 +81,68 @@ def _walk(top: str) -> Iterator[Found]:
             if name.endswith(SUFFIXES) and not name.startswith("."):
                 empty = False
                 yield Found(os.path.join(folder, name))
-    for error in broken:
-        yield Found(str(error.filename), error=f"cannot look into the folder: {error.strerror}")
+    for failure in broken:
+        yield Found(str(failure.filename), error=f"cannot look into the folder: {failure.strerror}")
     if empty and not broken:
         yield Found(top, error=f"the folder holds no zoo and no network files ({', '.join(SUFFIXES)})")
 
 
-def read_network(
-    path: str, known: Sequence[Stack], activation: str | Activation | None = None
-) -> tuple[Stack, dict[str, Tensor]]:
-    """The architecture of the network in a file and its float32 tensors, under the architecture's names.
+class Reader:
+    """Reads network files for a model that was trained on the architectures ``known``.
 
-    The architecture is the one that the file states, else one of ``known`` with these names and shapes, else one with these
-    shapes in this order, whatever the names, else a guess (see ``recognise``). ``activation`` overrules what the file
-    states and tells ``known`` ones apart.
-
-    Raises:
-        UserError: the file is missing, broken, hostile or huge, holds NaN, or its architecture cannot be told.
+    ``activation`` is the hidden non-linearity of networks whose file states none.
     """
-    if os.path.islink(path) and not os.path.exists(path):
-        raise UserError(f"{path} is a link that leads nowhere")
-    if os.path.isfile(path) and (size := os.path.getsize(path)) > LARGEST:
-        raise UserError(f"{path} has {size / 1e9:.1f} GB, files of more than {LARGEST / 1e9:.1f} GB are not read")
-    state = _real(read_state_dict(path))
-    check_finite(state)
-    if activation is None and (stated := stated_architecture(Path(path))) is not None:
-        if stated.parameter_shapes() != _shapes(state):
-            raise UserError(f"{path} states an architecture ({stated}) that its tensors do not have")
-        return stated, state
-    state = _renamed(state, known)
-    return recognise(state, known, activation), state
+
+    def __init__(self, known: Sequence[Architecture], activation: str | Activation | None = None) -> None:
+        self.known, self.activation = known, activation
+        self._exact: dict[frozenset[tuple[str, Shape]], list[Architecture]] = {}
+        self._similar: dict[Layout, dict[tuple[str, ...], Architecture]] = {}
+        for architecture in dict.fromkeys(known):
+            shapes = architecture.parameter_shapes()
+            self._exact.setdefault(frozenset(shapes.items()), []).append(architecture)
+            self._similar.setdefault(_layout(_layers(shapes).values()), {})[tuple(shapes)] = architecture
+
+    def read(self, path: str) -> tuple[Architecture, dict[str, Tensor]]:
+        """The architecture of the network in a file and its float32 tensors, under the architecture's names.
+
+        The architecture is the one that the file states, else a known one with these names and shapes, else one whose
+        layers have these shapes in this order, whatever their names, else a guess (see ``recognise``).
+
+        Raises:
+            UserError: the file is missing, broken, hostile or huge, holds NaN, or its architecture cannot be told.
+        """
+        if os.path.islink(path) and not os.path.exists(path):
+            raise UserError(f"{path} is a link that leads nowhere")
+        if os.path.isfile(path) and (size := os.path.getsize(path)) > LARGEST:
+            raise UserError(f"{path} has {size / 1e9:.1f} GB, files of more than {LARGEST / 1e9:.1f} GB are not read")
+        state = _real(read_state_dict(path))
+        check_finite(state)
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        if (stated := stated_architecture(Path(path))) is not None:
+            if stated.parameter_shapes() != shapes:
+                raise UserError(f"{path} states an architecture ({stated}) that its tensors do not have")
+            return stated, state
+        names = self._names(shapes)
+        state = {own: state[given] for own, given in names.items()}
+        fitting = self._exact.get(frozenset((own, shapes[given]) for own, given in names.items()))
+        # all known ones are asked only for a guess: there may be thousands
+        return recognise(state, fitting or self.known, self.activation), state
+
+    def _names(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
+        """For every name that the architecture has, the file's: the same, or those of the layers in the same places.
+
+        The order of layers is the file's, or that of the numbers in their names: safetensors sorts by name. Names are left
+        as they are where no architecture fits, or several that differ in their names.
+        """
+        given = _layers(shapes)
+        if frozenset(shapes.items()) not in self._exact:
+            for order in (list(given), sorted(given, key=_natural)):
+                fitting = self._similar.get(_layout(given[layer] for layer in order), {})
+                if len(fitting) == 1:
+                    (names,) = fitting
+                    places = dict(zip(_layers(dict.fromkeys(names, ())), order, strict=True))
+                    return {name: _joined(places[_split(name)[0]], _split(name)[1]) for name in names}
+        return {name: name for name in shapes}
 
 
 def _real(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,39 +157,17 @@ def _real(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in kept.items()}
 
 
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in state.items()}
-
-
-def _renamed(state: dict[str, Tensor], known: Sequence[Stack]) -> dict[str, Tensor]:
-    """``state`` under the names of the known architecture whose layers have the same shapes in the same order.
-
-    The order is the file's, or that of the numbers in the names: safetensors sorts by name. As it is where names and shapes
-    fit already, where no architecture fits, and where those that fit have different names.
-    """
-    shapes = _shapes(state)
-    candidates = {tuple(stack.parameter_shapes().items()) for stack in known}
-    if tuple(sorted(shapes.items())) in {tuple(sorted(names)) for names in candidates}:
-        return state
-    for layers in (_layers(shapes), dict(sorted(_layers(shapes).items(), key=lambda entry: _natural(entry[0])))):
-        fitting = [
-            names
-            for names in candidates
-            if list(_layers(dict(names)).values()) == list(layers.values()) and len(names) == len(shapes)
-        ]
-        if len(fitting) == 1:
-            places = dict(zip(_layers(dict(fitting[0])), layers, strict=True))
-            return {name: state[_joined(places[_split(name)[0]], _split(name)[1])] for name, _ in fitting[0]}
-    return state
-
-
-def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, tuple[int, ...]]]:
+def _layers(shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
     """Per layer, in the order in which they come, the shapes of its ``weight``, ``bias``, ..."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    found: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         layer, tensor = _split(name)
         found.setdefault(layer, {})[tensor] = shape
     return found
+
+
+def _layout(layers: Iterable[Mapping[str, Shape]]) -> Layout:
+    return tuple(frozenset(layer.items()) for layer in layers)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -180,4 +199,9 @@ def one_line(error: BaseException) -> str:
         text = "there is not enough memory for it"
     else:
         text = f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """``text`` with the bytes of a file's name that are no UTF-8 as ``\\udcff``: those cannot be written to a terminal."""
+    return text.encode("utf-8", "backslashreplace").decode()

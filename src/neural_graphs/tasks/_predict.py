@@ -13,13 +13,14 @@ from torch import Tensor
 
 from neural_graphs._progress import Progress, progress
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, Stack
+from neural_graphs.graph import GraphBatch
 from neural_graphs.tasks._classifier import Classifier
-from neural_graphs.tasks._networks import Found, find, num_bytes, one_line, read_network
+from neural_graphs.tasks._model import Model
+from neural_graphs.tasks._networks import Found, Reader, find, num_bytes, one_line, printable
 from neural_graphs.zoo._store import Zoo
 
 if TYPE_CHECKING:
-    from neural_graphs.tasks._regressor import Regressor
+    from neural_graphs.graph import Architecture
 
 CHUNK = 128  # networks read before the model sees them
 CHUNK_BYTES = 128 << 20  # or less, where they are large
@@ -30,7 +31,7 @@ class Network:
     """One network that was read; ``result`` is its entry in the list of results."""
 
     result: dict[str, Any]
-    architecture: Stack
+    architecture: Architecture
     state: dict[str, Tensor]
 
     @property
@@ -81,7 +82,7 @@ def predict(
 
 
 def answer_all(
-    model: Classifier | Regressor, found: Sequence[Found], answer: Answer, activation: str | None, quiet: bool
+    model: Model, found: Sequence[Found], answer: Answer, activation: str | None, quiet: bool
 ) -> list[dict[str, Any]]:
     """A result per network, in the order of ``found``: ``file`` (and ``network``) with what ``answer`` says, or ``error``.
 
@@ -99,7 +100,7 @@ def answer_all(
     with contextlib.nullcontext() if quiet else progress("networks", total) as bar:
         waiting: list[Network] = []
         size = 0
-        for network in _read(found, zoos, model.architectures, activation, results, bar):
+        for network in _read(found, zoos, Reader(model.architectures, activation), results, bar):
             waiting.append(network)
             size += num_bytes(network.state)
             if len(waiting) >= CHUNK or size >= CHUNK_BYTES:
@@ -117,8 +118,7 @@ def name_of(result: dict[str, Any]) -> str:
 def _read(
     found: Sequence[Found],
     zoos: dict[str, Zoo | str],
-    known: Sequence[Stack],
-    activation: str | None,
+    reader: Reader,
     results: list[dict[str, Any]],
     bar: Progress | None,
 ) -> Iterator[Network]:
@@ -131,13 +131,13 @@ def _read(
                 if bar is not None:
                     bar.advance()
             continue
-        result: dict[str, Any] = {"file": entry.path}
+        result: dict[str, Any] = {"file": printable(entry.path)}
         results.append(result)
         if entry.error or isinstance(zoo, str):
-            result["error"] = entry.error or zoo
+            result["error"] = printable(entry.error or str(zoo))
         else:
             try:
-                architecture, state = read_network(entry.path, known, activation)
+                architecture, state = reader.read(entry.path)
             except Exception as error:  # whatever a file of unknown origin brings about, the others are read
                 result["error"] = one_line(error)
             else:
@@ -159,22 +159,22 @@ def _read_zoo(zoo: Zoo, path: str, results: list[dict[str, Any]]) -> Iterator[Ne
                 try:
                     parts.append(([row], networks.state_dicts([row])))
                 except Exception as error:
-                    results.append({"file": path, "network": numbers[row], "error": one_line(error)})
+                    results.append({"file": printable(path), "network": numbers[row], "error": one_line(error)})
         for here, groups in parts:
             for name, places, values in groups:
                 for k, place in enumerate(places.tolist()):
-                    result = {"file": path, "network": numbers[here[place]]}
+                    result = {"file": printable(path), "network": numbers[here[place]]}
                     results.append(result)
                     state = {key: value[k] for key, value in values.items()}
                     yield Network(result, zoo.architectures[name], state)
 
 
-def _answer(model: Classifier | Regressor, members: list[Network], answer: Answer) -> None:
+def _answer(model: Model, members: list[Network], answer: Answer) -> None:
     """Complete the results of ``members``."""
     if not members:
         return
     try:
-        kinds: dict[Stack, list[int]] = {}
+        kinds: dict[Architecture, list[int]] = {}
         for place, member in enumerate(members):
             kinds.setdefault(member.architecture, []).append(place)
         graphs = []
