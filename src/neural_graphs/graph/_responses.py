@@ -188,21 +188,28 @@ def _run(graph: NeuralGraph, program: Program, inputs: list[Tensor]) -> tuple[Te
     if graph.batch_size == 1:
         return tuple(value.unsqueeze(0) for value in one(0))
     try:
-        with sdpa_kernel(SDPBackend.MATH), _quiet():  # the fused kernels cannot be batched over networks
+        with batchable():
             return torch.func.vmap(lambda s: program(s, inputs), in_dims=0)(state)
     except RuntimeError:  # an operator that vmap cannot batch, or an in-place one on what all networks share
         return tuple(map(torch.stack, zip(*map(one, range(graph.batch_size)), strict=True)))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Operators without a batching rule run in a loop; that is slower, not wrong, and not worth a line each."""
+def batchable() -> Iterator[None]:
+    """Modules run such that ``vmap`` can batch them over networks: without the fused kernels of attention, which it cannot.
+
+    Operators without a batching rule run in a loop; that is slower, not wrong, and not worth a line each.
+    """
     switch = getattr(torch._C._functorch, "_set_vmap_fallback_warning_enabled", None)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     if switch is not None:
         switch(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         if switch is not None:
             switch(True)
 
