@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, Layer, NeuralGraph, Stack
+from neural_graphs.graph import GraphBatch, Layer, NeuralGraph, Stack, trace
 from neural_graphs.zoo._augment import augment
 
 SIREN = Stack.mlp((2, 16, 16, 1), "sine:30", shift=0.5)
@@ -158,3 +158,54 @@ def test_networks_without_coordinates_are_refused() -> None:
     with pytest.raises(UserError, match="coordinate network"):
         changed(image, scaling=0.1)
     assert changed(image, noise=0.1, dropout=0.01).batch_size == 2
+
+
+class Residual(torch.nn.Module):
+    """A tensor in two places, a normalisation with statistics, and one parameter used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.second = torch.nn.Conv2d(2, 6, 3, padding=1), torch.nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.last = torch.nn.BatchNorm2d(6), torch.nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        x = x + self.second(self.second(x).relu())
+        return self.last(x.mean((2, 3)))
+
+
+def strange(kind: str) -> NeuralGraph:
+    """Networks whose tensors are no plain entries of the graph."""
+    if kind == "cut by residuals":
+        convs = [
+            Layer(f"c{k}", a, b, (3, 3), padding=1, residual=r) for k, (a, b, r) in enumerate(((2, 4, -1), (4, 6, 0)))
+        ]
+        return networks(30, Stack((*convs, Layer("head", 6, 5, positions=16))))
+    torch.manual_seed(0)
+    graph = trace(Residual().double().eval(), torch.randn(2, 2, 5, 5, dtype=torch.float64))
+    state = {name: value.unsqueeze(0) for name, value in graph.to_state_dict().items()}
+    many = {name: value.repeat(30, *(1,) * (value.dim() - 1)) for name, value in state.items()}
+    return graph.like(many, batched=True)
+
+
+@pytest.mark.parametrize("kind", ["cut by residuals", "traced"])
+def test_weights_of_any_network_are_jittered_tensor_by_tensor(kind: str) -> None:
+    graph = strange(kind)
+    noisy, dropped = (changed(graph, **{name: 0.1}) for name in ("noise", "dropout"))
+    before = graph.to_state_dict(batched=True)
+    assert noisy.trace is graph.trace and noisy.stack is graph.stack
+    for name, value in before.items():
+        noise, kept = (g.to_state_dict(batched=True)[name] for g in (noisy, dropped))
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(noise, value) and torch.equal(kept, value)
+            continue
+        spread = value.flatten(1).std(1).view(-1, *(1,) * (value.dim() - 1))
+        if float(spread.min()) > 0:
+            z = (noise - value) / (0.1 * spread)
+            assert z.unique().numel() == z.numel() and abs(z.std() - 1) < 0.2 and abs(z.mean()) < 0.3
+        else:
+            assert torch.equal(noise, value)
+        zero = kept == 0
+        assert (value == 0).all() or (zero.any() or value.numel() < 100)
+        assert (value == 0).all() or zero.double().mean() < 0.2
+        torch.testing.assert_close(kept[~zero], value[~zero] / 0.9)

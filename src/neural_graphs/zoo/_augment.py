@@ -1,4 +1,4 @@
-"""Augmentations of coordinate networks (INRs): the same image moved, turned and resized, and jittered weights.
+"""Augmentations: jittered weights of any networks; of coordinate networks (INRs) the same image moved, turned and resized.
 
 After Navon et al. (2023) and Kofinas et al. (2024), with the noise multiplied by a random factor, which the public code
 forgot. Every network of a batch gets draws of its own, and the whole batch is done at once.
@@ -7,6 +7,7 @@ forgot. Every network of a batch gets draws of its own, and the whole batch is d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
@@ -39,7 +40,8 @@ def augment(
         rotation: angle ~ U(-rotation, rotation) degrees; the network becomes f(R x). Needs two inputs.
         scaling: the first weight times 1 + U(-scaling, scaling): f((1 + s) x).
         noise: w + noise * std(w) * N(0, 1), std over each tensor of each network, weights and biases.
-        dropout: probability of an entry to become 0; the others are divided by 1 - dropout.
+        dropout: probability of an entry to become 0; the others are divided by 1 - dropout. Neither touches running
+            statistics: they are measured, and a variance must not become negative.
         exact_translation: always k = 1.
 
     A strength of 0 switches an augmentation off. Raises ``UserError`` when the networks do not map coordinates and
@@ -54,9 +56,9 @@ def augment(
         if rotation:
             graph = _rotate(graph, _uniform(generator, graph, rotation, graph.batch_size) * (math.pi / 180))
         if noise:
-            graph = graph.map(lambda t: t + noise * _std(t) * _normal(generator, t))
+            graph = _jitter(graph, lambda t: t + noise * _std(t) * _normal(generator, t))
         if dropout:
-            graph = graph.map(lambda t: t * (_rand(generator, t, *t.shape) >= dropout) / (1 - dropout))
+            graph = _jitter(graph, lambda t: t * (_rand(generator, t, *t.shape) >= dropout) / (1 - dropout))
         if scaling:
             factor = 1 + _uniform(generator, graph, scaling, graph.batch_size)
             graph = _with_first(graph, graph.edges[0] * factor[:, None, None, None])
@@ -65,6 +67,27 @@ def augment(
     if isinstance(batch, NeuralGraph):
         return one(batch)
     return GraphBatch(tuple(one(graph) for graph in batch.buckets), batch.index)
+
+
+def _jitter(graph: NeuralGraph, function: Callable[[Tensor], Tensor]) -> NeuralGraph:
+    """``graph`` with ``function`` of every parameter ``[B, ...]``."""
+    spec = graph.spec
+    statistics = {
+        feature.parameter
+        for nodes in spec.node_sets
+        for feature in nodes.features
+        if feature.kind in ("running_mean", "running_var")
+    }
+    whole = all(len(places) == 1 for places in spec.places.values()) and all(
+        len(nodes.features) <= 1 for nodes in spec.node_sets
+    )
+    if whole and not statistics and not spec.shares:
+        return graph.map(function)
+    state = graph.to_state_dict(batched=True)
+    for name in spec.places:
+        if name not in statistics:
+            state[name] = function(state[name])
+    return graph.like(state | {alias: state[name] for alias, name in spec.tied}, batched=True)
 
 
 def _check(graph: NeuralGraph, rotation: float) -> None:
