@@ -151,7 +151,7 @@ def test_facts() -> None:
     architecture = ModuleArchitecture("residual", (("act", "tanh"), ("width", 5)))
     assert str(architecture) == "residual(act=tanh, width=5)"
     assert (architecture.num_outputs, architecture.input_shape) == (4, (2, 6, 6))
-    assert architecture.activations_used == ("tanh",)
+    assert architecture.activations_used == ("tanh", "none")
     assert architecture.num_parameters == sum(v[0].numel() for v in networks(architecture).values())
 
 

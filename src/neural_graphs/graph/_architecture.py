@@ -169,6 +169,8 @@ class ModuleArchitecture:
 
         By the module's ``forward_many`` where it has one and the inputs are shared. ``drop`` is dropout, for it alone.
         """
+        from neural_graphs.graph._responses import batchable
+
         facts = _facts(self)
         many = getattr(facts.module, "forward_many", None)
         if many is not None and x.dim() == len(facts.inputs) + 1:
