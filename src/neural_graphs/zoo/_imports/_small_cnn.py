@@ -89,13 +89,14 @@ class SmallCnnZoo:
         split_order: str,
     ) -> None:
         self.where = str(folder)
-        self.matrix = _open_matrix(folder / WEIGHTS)
-        self.layout = read_layout(folder / LAYOUT, self.matrix.shape[1])
+        self.path = folder / WEIGHTS
+        count, width = _open_matrix(self.path).shape
+        self.layout = read_layout(folder / LAYOUT, width)
         needed = ["step", "test_accuracy", "modeldir"] + ([] if activation else ["config.activation"])
         table = read_csv(folder / METRICS, needed)
-        if table.num_rows != len(self.matrix):
+        if table.num_rows != count:
             raise UserError(
-                f"{folder / METRICS} has {table.num_rows} rows, but {WEIGHTS} holds {len(self.matrix)} networks: "
+                f"{folder / METRICS} has {table.num_rows} rows, but {WEIGHTS} holds {count} networks: "
                 "the files do not belong together"
             )
         self.columns = {name: floats(table, column, folder / METRICS) for name, column in _NUMBERS.items()}
@@ -118,7 +119,7 @@ class SmallCnnZoo:
             self.rows = np.flatnonzero(chosen)
             self.split = split_by_run(len(runs), shares, seed)[self.columns["run"][self.rows]]
         else:
-            order = read_order(split_file, len(self.matrix), split_order)
+            order = read_order(split_file, count, split_order)
             self.rows, self.split = published_split(order[self.columns["epoch"][order] == last])
             if steps == "all":
                 self._add_earlier()
@@ -174,7 +175,8 @@ class SmallCnnZoo:
                 mine = np.flatnonzero(words == word)
                 if not len(mine):
                     continue
-                values = np.asarray(self.matrix[rows[mine]], dtype=np.float32)  # only these rows are read
+                # Only these rows are read; mapped anew each time, so that pages read before do not count as this process's.
+                values = np.asarray(_open_matrix(self.path)[rows[mine]], dtype=np.float32)
                 tensors = {}
                 for layer, (kernel, bias) in zip(stack.layers, pairs, strict=True):
                     tensors[layer.weight] = kernel.take(values)
