@@ -13,9 +13,12 @@ from neural_graphs.tasks._config import from_dict, to_dict, to_yaml
 
 
 def test_presets_load_and_comment_every_key() -> None:
-    assert list_presets() == ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes", "inr-probing"]
+    regress = ["generalisation", "generalisation-paper", "generalisation-statnn"]
+    classify = ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes", "inr-probing"]
+    assert list_presets() == regress + classify
     for name in list_presets():
         config = load_config(name, ["zoo=somewhere"])
+        assert config.task == ("regress" if name in regress else "classify")
         assert config.zoo == "somewhere" and config.out == str(Path("runs") / name)
         lines = preset_text(name).splitlines()
         assert all("#" in line for line in lines), name
@@ -40,6 +43,17 @@ def test_paper_preset_is_the_paper() -> None:
     assert (augment.translation, augment.rotation, augment.scaling) == (0.25, 45, 0.2)
     assert (augment.noise, augment.dropout, augment.exact_translation) == (0.1, 0.01, False)
     assert (config.eval_every, config.eval_unit) == (1000, "steps")
+
+
+def test_paper_preset_of_generalisation_is_the_paper() -> None:
+    config = load_config("generalisation-paper")
+    optimizer, augment, encoder = config.optimizer, config.augment, config.encoder
+    assert (encoder["name"], encoder["width"], encoder["layers"], encoder["sigma"]) == ("ng-gnn", 256, 4, 3.0)
+    assert (optimizer.epochs, optimizer.batch_size, optimizer.lr, optimizer.weight_decay) == (300, 128, 1e-3, 5e-4)
+    assert (optimizer.amsgrad, optimizer.warmup_steps, optimizer.schedule, optimizer.clip) == (True, 0, "constant", 10)
+    assert (augment.noise, augment.dropout, augment.translation) == (0.1, 0.01, 0)
+    assert (config.loss, config.label, config.bounds) == ("mse", "test_accuracy", [0, 1])
+    assert (config.eval_every, config.eval_unit) == (100, "steps")
 
 
 def test_overrides() -> None:
