@@ -40,10 +40,10 @@ def bulk(
     `zoo make cnn` does it, one by one (a module and an optimiser of torch's each, as anyone would write it), and by
     ``torch.func.vmap`` over ``functional_call``, in turn.
 
-    Rows: method ``bulk training`` and ``torch.func``, metric ``speedup`` over one by one, which gets the number of threads,
-    1 or ``thread_count``, at which it is faster; bulk training gets as many workers. ``network_epochs_per_second`` (of 50,000
-    images) for all three, ``matmul_share`` for bulk training: FLOP/s of the convolutions and linear layers over those of a
-    large matrix product. Written to ``out`` unless it is None.
+    Rows: methods ``bulk training`` and ``torch.func``, metric ``speedup`` over one by one, which gets the number of threads,
+    1 or ``thread_count``, at which it is faster, and bulk training as many workers; ``network_epochs_per_second`` (of 50,000
+    images) of all three; ``matmul_share`` of bulk training: FLOP/s of the convolutions and linear layers over those of
+    a large matrix product. Written to ``out`` unless it is None.
     """
     chosen = find_classifier_recipe(recipe)
     shape = (3 if chosen.images == "cifar10" else 1, side, side)
@@ -68,7 +68,7 @@ def bulk(
         works: list[Callable[[], object]] = [
             lambda: train_in_bulk(chunks, images, course, chosen, seed, workers),
             alone,
-            lambda: train_by_vmap(runs[:8], images, course, chosen, seed),
+            lambda: train_by_vmap(chunks[0], images, course, chosen, seed),
         ]
         bar.advance()
         times = in_turn(works, rounds)
@@ -76,7 +76,7 @@ def bulk(
         rate = matmul_rate()
     per_run = [
         [value / size for value in found]
-        for found, size in zip(times, (len(runs), len(few), len(runs[:8])), strict=True)
+        for found, size in zip(times, (len(runs), len(few), len(chunks[0])), strict=True)
     ]
     ours, slow, vmapped = per_run
     epochs = [[count / value / EPOCH for value in found] for found in per_run]

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from neural_graphs.bench._results import Row, row, write_results
 from neural_graphs.errors import RunError, UserError
 from neural_graphs.tasks import TrainConfig, load_config, train
 from neural_graphs.tasks._config import from_dict, to_dict
+from neural_graphs.tasks._evaluation import HEADLINE
 from neural_graphs.tasks._run import read_config
 from neural_graphs.zoo import Zoo
 
@@ -73,18 +74,23 @@ def run_methods(
     experiment: str,
     command: str,
     jobs: int = 1,
+    rows_of: RowsOf | None = None,
+    further: Sequence[Row] = (),
 ) -> list[Row]:
     """Train every configuration of every method, ``jobs`` at a time, and write the rows after each.
 
-    A run has a process of its own; finished ones are not repeated, broken ones go on. Raises as ``inr_classification``.
+    A run has a process of its own; finished ones are not repeated, broken ones go on. ``rows_of`` makes the rows of a method
+    from the metrics of its finished runs, by run folder; ``further`` rows are written with them. Raises as
+    ``inr_classification``.
     """
+    rows_of = rows_of or _rows
     splits = Zoo.load(zoo)
     configs = [config for method in methods for config in method.configs]
     found = {config.out: metrics for config in configs if (metrics := _metrics(config)) is not None}
     missing = [config for config in configs if config.out not in found]
 
     def write() -> list[Row]:
-        rows = [entry for method in methods for entry in _rows(method, found)]
+        rows = [entry for method in methods for entry in rows_of(method, found)] + list(further)
         if rows:
             config = configs[0]
             write_results(
@@ -107,11 +113,17 @@ def run_methods(
                 config = waiting[done]
                 found[config.out] = done.result()
                 bar.advance()
-                bar.describe(f"{Path(config.out).name} {found[config.out].get('test_accuracy') or 0:.1%}")
+                headline = HEADLINE[config.task]
+                bar.describe(
+                    f"{Path(config.out).name}: {headline} {found[config.out].get(f'test_{headline}') or 0:.3f}"
+                )
                 rows = write()
         finally:  # after a failure or Ctrl-C: begin nothing more; what runs saves its state
             pool.shutdown(wait=False, cancel_futures=True)
     return rows
+
+
+RowsOf = Callable[[Method, Mapping[str, dict[str, Any]]], list[Row]]
 
 
 def _config(
@@ -127,9 +139,20 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]]) -> list[Row]:
     if not finished:
         return []
     metrics = [found[config.out] for config in finished]
+    about = about_runs(finished, metrics)
+    rows = [
+        row(method.name, metric, [m[metric] for m in metrics], method.variant, **about)
+        for metric in ("test_accuracy", "val_accuracy")
+        if all(m.get(metric) is not None for m in metrics)
+    ]
+    return rows + _rows_by_architecture(method, metrics)
+
+
+def about_runs(finished: Sequence[TrainConfig], metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What a row says of the runs behind it."""
     epochs = finished[0].optimizer.epochs
     seconds = sum(m["seconds"] for m in metrics) / len(metrics)
-    about = {
+    return {
         "parameters": metrics[0]["parameters"],
         "seconds": seconds,
         "seconds_per_epoch": seconds / epochs,
@@ -138,12 +161,6 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]]) -> list[Row]:
         "seeds": [config.seed for config in finished],
         "encoder": dict(finished[0].encoder),
     }
-    rows = [
-        row(method.name, metric, [m[metric] for m in metrics], method.variant, **about)
-        for metric in ("test_accuracy", "val_accuracy")
-        if all(m.get(metric) is not None for m in metrics)
-    ]
-    return rows + _rows_by_architecture(method, metrics)
 
 
 def _rows_by_architecture(method: Method, metrics: Sequence[dict[str, Any]]) -> list[Row]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from neural_graphs._threads import default_threads
+from neural_graphs.cli import _bench_classifiers
+from neural_graphs.cli._bench_output import add_speed, show
 from neural_graphs.cli._parser import (
     Parser,
     add_json,
@@ -16,8 +17,6 @@ from neural_graphs.cli._parser import (
     integers,
     load,
     positive,
-    print_json,
-    print_table,
 )
 
 
@@ -31,7 +30,7 @@ def add(verbs: Any) -> None:
         "neural-graphs bench step --out step.json",
         _step,
     )
-    _add_speed(step, "results/step.json, or results/step-ng-t.json")
+    add_speed(step, "results/step.json, or results/step-ng-t.json")
     step.set_defaults(out=None)
     step.add_argument("--encoder", choices=("ng-gnn", "ng-t"), default="ng-gnn", help="(default: ng-gnn)")
     step.add_argument("--batch", type=positive, default=64, metavar="N", help="networks per step (default: 64)")
@@ -47,7 +46,7 @@ def add(verbs: Any) -> None:
         "neural-graphs bench fit --out fit.json",
         _fit,
     )
-    _add_speed(fit, "results/fit.json")
+    add_speed(fit, "results/fit.json")
     fit.add_argument("--networks", type=positive, default=256, metavar="N", help="fitted at once (default: 256)")
     fit.add_argument("--steps", type=positive, default=100, metavar="N", help="optimiser steps (default: 100)")
     fit.add_argument(
@@ -99,6 +98,8 @@ def add(verbs: Any) -> None:
     options.add_argument("--encoders", default="ng-gnn-64,probing", metavar="A,B", help="(default: ng-gnn-64,probing)")
     options.add_argument("--options", metavar="A,B", help="only these (default: all)")
 
+    _bench_classifiers.add(inner)
+
     trace = add_verb(
         inner,
         "trace",
@@ -138,14 +139,6 @@ def _add_ablation(parser: Parser, name: str) -> None:
     add_json(parser)
 
 
-def _add_speed(parser: Parser, out: str) -> None:
-    parser.add_argument("--out", default=out, metavar="FILE", help=f"results file (default: {out})")
-    parser.add_argument("--rounds", type=positive, default=7, metavar="N", help="measured in turn (default: 7)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
-    add_json(parser)
-    add_threads(parser)
-
-
 def _step(options: argparse.Namespace) -> int:
     load("neural_graphs.bench")
     from neural_graphs.bench import step
@@ -164,7 +157,7 @@ def _step(options: argparse.Namespace) -> int:
         seed=options.seed,
         command=options.command,
     )
-    return _show(rows, options)
+    return show(rows, options)
 
 
 def _fit(options: argparse.Namespace) -> int:
@@ -182,7 +175,7 @@ def _fit(options: argparse.Namespace) -> int:
         seed=options.seed,
         command=options.command,
     )
-    return _show(rows, options)
+    return show(rows, options)
 
 
 def _inr(options: argparse.Namespace) -> int:
@@ -201,7 +194,7 @@ def _inr(options: argparse.Namespace) -> int:
         command=options.command,
         **chosen,
     )
-    return _show(rows, options)
+    return show(rows, options)
 
 
 def _encoders(options: argparse.Namespace) -> int:
@@ -209,7 +202,7 @@ def _encoders(options: argparse.Namespace) -> int:
     from neural_graphs.bench import encoder_ablation
 
     chosen = {"methods": options.methods.split(",")} if options.methods else {}
-    return _show(encoder_ablation(options.zoo, **chosen, **_ablation(options)), options)
+    return show(encoder_ablation(options.zoo, **chosen, **_ablation(options)), options)
 
 
 def _options(options: argparse.Namespace) -> int:
@@ -217,7 +210,7 @@ def _options(options: argparse.Namespace) -> int:
     from neural_graphs.bench import option_ablation
 
     chosen = {"options": options.options.split(",")} if options.options else {}
-    return _show(option_ablation(options.zoo, options.encoders.split(","), **chosen, **_ablation(options)), options)
+    return show(option_ablation(options.zoo, options.encoders.split(","), **chosen, **_ablation(options)), options)
 
 
 def _ablation(options: argparse.Namespace) -> dict[str, Any]:
@@ -240,7 +233,7 @@ def _trace(options: argparse.Namespace) -> int:
         seed=options.seed,
         command=options.command,
     )
-    _show(rows, options)
+    show(rows, options)
     found = faults(rows)
     for fault in found:
         print(fault, file=sys.stderr)
@@ -252,17 +245,4 @@ def _tables(options: argparse.Namespace) -> int:
 
     write_tables(options.results, options.page, options.readme)
     print(f"wrote {options.page}" + (f" and the table in {options.readme}" if options.readme else ""))
-    return 0
-
-
-def _show(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> int:
-    if options.json:
-        print_json(list(rows))
-        return 0
-    cells = [
-        (row["method"], row["variant"], row["metric"], f"{row['mean']:.4g}", f"{row['std']:.2g}", len(row["values"]))
-        for row in rows
-    ]
-    print_table(("method", "variant", "metric", "mean", "std", "n"), cells, right=(3, 4, 5))
-    print(f"\nresults: {options.out}")
     return 0
