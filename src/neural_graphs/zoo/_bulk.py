@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neural_graphs.graph import Stack
+from neural_graphs.graph import ModuleArchitecture, Stack
 from neural_graphs.zoo._grouped import grouped_logits
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Run:
 
     def columns(self) -> dict[str, Any]:
         """Its hyper-parameters, as columns of a zoo's table."""
-        kinds = self.architecture.activations_used
+        kinds = [kind for kind in self.architecture.activations_used if kind != "none"]
         return {**asdict(self.hyper), "activation": kinds[0] if len(set(kinds)) == 1 else "mixed"}
 
 
@@ -172,7 +172,8 @@ class _Chunk:
                 stacks = [a for a in self.architectures if isinstance(a, Stack)]
                 found = grouped_logits(stacks, self.leaves, x, drop)
             else:
-                found = self.architectures[0].forward(self.leaves, x)
+                assert isinstance(self.architectures[0], ModuleArchitecture)
+                found = self.architectures[0].forward(self.leaves, x, drop)
         return found.float() if half else found
 
     def epoch(self, epoch: int) -> Iterator[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Activation, Layer, Stack
 from neural_graphs.zoo._bulk import Hyper, Run
+from neural_graphs.zoo._transformers import initial_transformer, transformer_runs
 
 Shape = tuple[int, int, int]
 """Channels, height and width of the images."""
@@ -163,6 +164,10 @@ CLASSIFIER_RECIPES: dict[str, ClassifierRecipe] = {
     "wild-park": ClassifierRecipe(
         "wild-park", "cifar10", wild_park_runs, initial_stack, epochs=2, checkpoints=(1, 2), side=16, chunk=4,
         shared_shape=SHARED_SHAPE,
+    ),
+    "transformer": ClassifierRecipe(
+        "transformer", "mnist", transformer_runs, initial_transformer, epochs=4, checkpoints=(1, 2, 4), batch_size=64,
+        chunk=8,
     ),
 }  # fmt: skip
 

@@ -214,7 +214,9 @@ def _check(runs: Sequence[Run], data: TrainingImages, recipe: ClassifierRecipe) 
             "fewer than that: give a smaller one or more images"
         )
     for architecture in dict.fromkeys(run.architecture for run in runs):
-        if isinstance(architecture, Stack):
+        if not isinstance(architecture, Stack):
+            architecture.parameter_shapes()  # modules are recorded here: two threads cannot do that at once
+        else:
             side = min(data.train.shape[2:])
             for layer in architecture.layers:
                 if layer.kernel:
