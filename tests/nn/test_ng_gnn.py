@@ -195,7 +195,7 @@ def test_wrong_arguments_are_refused() -> None:
 def test_aggregators_equal_pytorch_geometric() -> None:
     """The statistics and scalers are those of PyTorch Geometric's PNA aggregation."""
     aggregation = pytest.importorskip("torch_geometric.nn.aggr")
-    from neural_graphs.nn._ng_gnn import aggregate
+    from neural_graphs.nn._edges import aggregate
 
     generator = torch.Generator().manual_seed(0)
     messages = torch.randn(2, 4, 5, 3, generator=generator, dtype=torch.float64)  # [B, receivers, senders, F]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
 from neural_graphs.nn import NGGNN, NGT, Encoding
+from neural_graphs.nn._edges import STD_EPSILON
 from neural_graphs.nn._embedding import RawEmbedding, pad_kernel
-from neural_graphs.nn._ng_gnn import STD_EPSILON, NGGNNLayer
+from neural_graphs.nn._ng_gnn_layer import NGGNNLayer
 from neural_graphs.nn._probes import ProbeFeatures
 
 

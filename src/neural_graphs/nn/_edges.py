@@ -19,8 +19,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neural_graphs.nn import _products
+
+STD_EPSILON = 1e-5
+
 CHUNK_ELEMENTS = 1 << 19
 """Edge values per chunk on the CPU: 2 MiB in float32, a few of which fit the second- and third-level cache."""
+
+
+WAVE_ELEMENTS = 1 << 18
+"""Angles of Fourier features per chunk on the CPU: 1 MiB in float32."""
 
 
 def in_one(z: Tensor) -> bool:
@@ -59,11 +67,11 @@ class _FourierEmbedding(torch.autograd.Function):
         ctx.save_for_backward(e, frequencies, weight)
         dtype, half = weight.dtype, frequencies.shape[1]
         out = weight.new_empty(*e.shape[:-1], weight.shape[0])
-        for part in _chunks(out):
-            angle = _rows(e[part]) @ frequencies
-            target = _rows(out[part])
-            torch.addmm(bias, torch.cos(angle).to(dtype), weight[:, :half].T, out=target)
-            target.addmm_(angle.sin_().to(dtype), weight[:, half:].T)
+        rows, target, rates = _rows(e), _rows(out), frequencies.T.contiguous()
+        for part in _wave_chunks(rows, half):
+            angle = _products.apply(rows[part], rates)
+            found = _products.apply(torch.cos(angle).to(dtype), weight[:, :half], bias)
+            torch.add(found, _products.apply(angle.sin_().to(dtype), weight[:, half:]), out=target[part])
         return out
 
     @staticmethod
@@ -71,21 +79,29 @@ class _FourierEmbedding(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         e, frequencies, weight = ctx.saved_tensors
         dtype, half = weight.dtype, frequencies.shape[1]
-        grad = grad.contiguous()
         grad_weight = e.new_zeros(weight.shape)
-        grad_bias = e.new_zeros(weight.shape[0])
-        grad_e = torch.empty_like(e) if ctx.needs_input_grad[0] else None
-        for part in _chunks(grad):
-            g = _rows(grad[part])
-            angle = _rows(e[part]) @ frequencies
+        rows, rates = _rows(e), frequencies.T.contiguous()
+        grads = _rows(grad.contiguous())
+        grad_bias = grads.sum(0, dtype=_wide(grads))
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        for part in _wave_chunks(rows, half):
+            g = grads[part]
+            angle = _products.apply(rows[part], rates)
             cos, sin = torch.cos(angle).to(dtype), angle.sin_().to(dtype)
-            _accumulate(grad_weight[:, :half], g.T, cos)
-            _accumulate(grad_weight[:, half:], g.T, sin)
-            grad_bias += g.sum(0)
-            if grad_e is not None:
+            grad_weight[:, :half] += _products.correlate(g, cos)
+            grad_weight[:, half:] += _products.correlate(g, sin)
+            if grad_rows is not None:
                 grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
-                grad_e[part] = (grad_angle.to(e.dtype) @ frequencies.T).view_as(grad_e[part])
+                grad_rows[part] = grad_angle.to(e.dtype) @ rates
+        grad_e = None if grad_rows is None else grad_rows.view_as(e)
         return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
+
+
+def _wave_chunks(rows: Tensor, waves: int) -> Iterator[slice]:
+    """Slices of rows whose angles stay in cache: they pass through it several times on the way to sums of waves."""
+    step = max(1, len(rows) if in_one(rows) else WAVE_ELEMENTS // max(1, waves))
+    for start in range(0, len(rows), step):
+        yield slice(start, min(start + step, len(rows)))
 
 
 def fourier_embedding(
@@ -262,3 +278,21 @@ def edge_update(z: Tensor, weight: Tensor, out_side: Tensor, in_side: Tensor, gr
         return _joined(edge_update(z, weight, out_side, in_side), groups)
     weight, out_side, in_side = (t.to(z.dtype) for t in (weight, out_side, in_side))
     return _EdgeUpdate.apply(z.contiguous(), weight, out_side, in_side)
+
+
+def aggregate(found: list[tuple[Tensor, Tensor, Tensor, Tensor]], degree: int | Tensor, like: Tensor) -> Tensor:
+    """``[mean, min, max, std]`` ``[B, n, 4F]`` from the statistics of all blocks that end in one node set.
+
+    ``degree`` is the number of neighbours, or ``[n, 1]`` that of each neuron, at least 1. Without neighbours the first three
+    are 0, as in PyTorch Geometric.
+    """
+    if not found:
+        zero = torch.zeros_like(like)
+        return torch.cat([zero, zero, zero, zero + math.sqrt(STD_EPSILON)], -1)
+    total, square, low, high = found[0]
+    for other in found[1:]:
+        total, square = total + other[0], square + other[1]
+        low, high = torch.minimum(low, other[2]), torch.maximum(high, other[3])
+    mean = total / degree
+    std = torch.sqrt(torch.relu(square / degree - mean * mean) + STD_EPSILON)
+    return torch.cat([mean, low, high, std], -1)

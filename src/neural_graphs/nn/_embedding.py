@@ -252,11 +252,15 @@ class DepthEmbedding(nn.Linear):
         nn.init.normal_(self.weight, std=(2 * waves) ** -0.5)
 
     def forward(self, below: int, above: int) -> Tensor:  # type: ignore[override]
+        return self.rows([(below, above)])[0]
+
+    def rows(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """``[len(places), F]`` of layers with these distances below and above them."""
         like = self.weight
-        distance = torch.tensor([below, above], dtype=like.dtype, device=like.device)
+        distance = torch.tensor(places, dtype=like.dtype, device=like.device).view(-1, 2, 1)
         rates = 2.0 ** -torch.arange(self.in_features // 4, dtype=like.dtype, device=like.device)
-        angle = (distance[:, None] * rates).flatten() * (math.pi / 2)
-        return super().forward(torch.cat([angle.cos(), angle.sin()]))
+        angle = (distance * rates).flatten(1) * (math.pi / 2)
+        return super().forward(torch.cat([angle.cos(), angle.sin()], 1))
 
 
 def nodewise(function: Callable[[Tensor], Tensor], nodes: Nodes) -> Nodes:

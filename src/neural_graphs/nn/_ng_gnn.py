@@ -12,54 +12,14 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
-from neural_graphs.nn._edges import edge_update, modulated_statistics
+from neural_graphs.nn._edges import aggregate, edge_update, modulated_statistics
 from neural_graphs.nn._embedding import GraphEmbedding, Nodes, composed, nodewise
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
-from neural_graphs.nn._plan import Plan, plan
+from neural_graphs.nn._ng_gnn_layer import EdgeMLP, NGGNNLayer
+from neural_graphs.nn._plan import Plan, degrees_of, plan
 from neural_graphs.nn._registry import register_encoder
 from neural_graphs.nn._slots import BIAS_ONLY
-
-STD_EPSILON = 1e-5
-NEIGHBOUR_GAIN = 0.2
-"""Initial weights on neighbours' statistics, relative to the default initialisation."""
-
-
-class NGGNNLayer(nn.Module):
-    """One message-passing layer; for a message from j to i (Kofinas et al. 2024, PNA with FiLM)::
-
-        [s, t] = W_e e_ji + b_e           m_ji = s * W_m [x_i, x_j] + t
-        a_i    = [mean, min, max, std] of m_ji over j, once plain and once times log(degree + 1) / average
-        x_i    <- W_2 W_1 [x_i, a_i]
-        e_ji   <- V_2 SiLU(V_1 e_ji + V_s x_j + V_t x_i)      (not in the last layer)
-
-    Edge embeddings stay in the hidden form ``z`` before ``V_2``: consecutive linear maps on edges are composed.
-    """
-
-    def __init__(self, width: int, edge_mlp: bool) -> None:
-        super().__init__()
-        self.modulation = nn.Linear(width, 2 * width)
-        self.message = nn.Linear(2 * width, width)
-        self.combine = nn.Linear(9 * width, width)
-        self.mix = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width) if edge_mlp else None
-        self.edge_mlp = EdgeMLP(width) if edge_mlp else None
-        # Without residual connections, a default start mixes a neuron's own state with 8F statistics of its neighbours and
-        # hides it for hundreds of steps. Starting W_2 W_1 near the identity on x_i lets it through from the first step.
-        with torch.no_grad():
-            self.combine.weight[:, width:] *= NEIGHBOUR_GAIN
-            self.combine.weight[:, :width] = torch.eye(width)
-            self.mix.weight.copy_(torch.eye(width))
-
-
-class EdgeMLP(nn.Module):
-    """The four maps of the edge update: ``edge`` V_1, ``sender`` V_s, ``receiver`` V_t and ``out`` V_2 of `NGGNNLayer`."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.edge = nn.Linear(width, width)
-        self.sender = nn.Linear(width, width)
-        self.receiver = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+from neural_graphs.nn._stacked import encode_stacked
 
 
 @register_encoder("ng-gnn")
@@ -152,7 +112,7 @@ class NGGNN(Encoder):
         super().fit_normalization(counted())
         logs, nodes = 0.0, 0
         for spec, count in networks.items():
-            for node_set, degree in zip(spec.node_sets, self._degrees(spec), strict=True):
+            for node_set, degree in zip(spec.node_sets, degrees_of(spec, self.reverse_edges), strict=True):
                 logs += count * node_set.size * math.log1p(degree)
                 nodes += count * node_set.size
         self.average_log_degree.fill_(logs / nodes)
@@ -163,6 +123,8 @@ class NGGNN(Encoder):
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is not computed and returned as None."""
         batch = GraphBatch.of(batch)
+        if len(batch.buckets) > 1 and not torch.compiler.is_compiling():
+            return encode_stacked(self, batch, reads)
         encoded = [self._encode(graph, reads) for graph in batch.buckets]
         return Encoding(batch, tuple(nodes for nodes, _ in encoded), tuple(edges for _, edges in encoded))
 
@@ -211,7 +173,7 @@ class NGGNN(Encoder):
             ends = (receivers[way.receiver], senders[way.sender])
             groups = spec.blocks[way.block].groups
             found[way.receiver].append(modulated_statistics(edges[d], weight, bias, *ends, way.reverse, groups))
-        degrees = self._degrees(spec)
+        degrees = degrees_of(spec, self.reverse_edges)
         aggregated = {}
         for s in live:
             a = aggregate(found[s], degrees[s], nodes[s])
@@ -244,28 +206,3 @@ class NGGNN(Encoder):
             out_side, in_side = reversed(ends) if way.reverse else ends
             out[d] = edge_update(edges[d], weight, out_side, in_side, spec.blocks[way.block].groups)
         return out
-
-    def _degrees(self, spec: GraphSpec) -> list[int]:
-        degrees = [0] * len(spec.node_sets)
-        for block in spec.blocks:
-            degrees[block.target] += spec.node_sets[block.source].size // block.groups
-            if self.reverse_edges:
-                degrees[block.source] += spec.node_sets[block.target].size // block.groups
-        return degrees
-
-
-def aggregate(found: list[tuple[Tensor, Tensor, Tensor, Tensor]], degree: int, like: Tensor) -> Tensor:
-    """``[mean, min, max, std]`` ``[B, n, 4F]`` from the statistics of all blocks that end in one node set.
-
-    Without neighbours the first three are 0, as in PyTorch Geometric.
-    """
-    if not found:
-        zero = torch.zeros_like(like)
-        return torch.cat([zero, zero, zero, zero + math.sqrt(STD_EPSILON)], -1)
-    total, square, low, high = found[0]
-    for other in found[1:]:
-        total, square = total + other[0], square + other[1]
-        low, high = torch.minimum(low, other[2]), torch.maximum(high, other[3])
-    mean = total / degree
-    std = torch.sqrt(torch.relu(square / degree - mean * mean) + STD_EPSILON)
-    return torch.cat([mean, low, high, std], -1)

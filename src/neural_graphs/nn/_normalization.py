@@ -67,11 +67,15 @@ class Normalization:
             if not block.features:
                 out.append(edges)
                 continue
-            depth = graph.spec.node_sets[block.target].depth
-            mean, std = self._lookup(self.weight, depth, graph.spec.depth)
-            scale = math.sqrt(_fan_in(graph.spec, block))
-            out.append((edges - mean / scale) * (scale / std))
+            shift, factor = self.weight_map(graph.spec, block)
+            out.append((edges - shift) * factor)
         return out
+
+    def weight_map(self, spec: GraphSpec, block: Block) -> tuple[float, float]:
+        """Shift and factor of a block: its weights are read as ``(w - shift) * factor``."""
+        mean, std = self._lookup(self.weight, spec.node_sets[block.target].depth, spec.depth)
+        scale = math.sqrt(_fan_in(spec, block))
+        return mean / scale, scale / std
 
     def biases(self, graph: NeuralGraph) -> list[Tensor]:
         """Normalised node features per node set, ``[B, n, c]``; zeros ``[B, n, 1]`` where a set has none."""

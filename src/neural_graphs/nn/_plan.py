@@ -77,3 +77,13 @@ def _live(
         edges.insert(0, live)
         nodes.insert(0, nodes[0] | ends)
     return Plan(directions, tuple(nodes), tuple(edges))
+
+
+def degrees_of(spec: GraphSpec, reverse: bool) -> list[int]:
+    """Number of messages that each neuron of every node set gets."""
+    degrees = [0] * len(spec.node_sets)
+    for block in spec.blocks:
+        degrees[block.target] += spec.node_sets[block.source].size // block.groups
+        if reverse:
+            degrees[block.source] += spec.node_sets[block.target].size // block.groups
+    return degrees

@@ -1,0 +1,198 @@
+"""The operations of ``_edges`` on the edges of any mixture of architectures, as rows of one tensor (see ``Stacking``).
+
+What is kept for the backward pass, precision and chunks are as there. Only the minimum and maximum are taken degree by
+degree; everything else that is done per edge is one call per chunk, whatever the architectures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from neural_graphs.nn import _edges, _products
+from neural_graphs.nn._stacking import Run, Stacking
+
+CHUNK_ELEMENTS = 1 << 17
+"""Edge values per chunk on the CPU: 512 KiB in float32, a few of which fit the second-level cache."""
+
+
+def _rows_per_chunk(z: Tensor) -> int:
+    return 1 << 62 if _edges.in_one(z) else max(1, CHUNK_ELEMENTS // max(1, z.shape[1]))
+
+
+def _sums(rows: Tensor, stacking: Stacking, chunk: Run) -> Tensor:
+    """Sums over the edges of each node of a chunk, in float32 or wider: ``[nodes, F]``."""
+    offsets = stacking.offsets[chunk.first : chunk.last + 1] - chunk.start
+    every = torch.arange(len(rows), device=rows.device)
+    return F.embedding_bag(every, rows.to(_edges._wide(rows)), offsets, mode="sum", include_last_offset=True)
+
+
+class _StackedStatistics(torch.autograd.Function):
+    """Sum, sum of squares, minimum and maximum of ``m = s * (a_i + b_j) + t``, ``[s, t] = z W + b``, at every node."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        receiver: Tensor,
+        sender: Tensor,
+        stacking: Stacking,
+        layer: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        total, square = (receiver.new_zeros(receiver.shape, dtype=_edges._wide(z)) for _ in range(2))
+        low, high = torch.zeros_like(receiver), torch.zeros_like(receiver)
+        for chunk, runs in stacking.chunks(layer, _rows_per_chunk(z)):
+            if chunk.start == chunk.stop:
+                continue
+            nodes = slice(chunk.first, chunk.last)
+            _, message, _ = _messages(z, weight, bias, receiver, sender, stacking, chunk)
+            total[nodes] = _sums(message, stacking, chunk)
+            for run in runs:
+                if run.start < run.stop:
+                    dense = message[run.start : run.stop].unflatten(0, (run.last - run.first, -1))
+                    torch.amin(dense, 1, out=low[nodes][run.first : run.last])
+                    torch.amax(dense, 1, out=high[nodes][run.first : run.last])
+            wide = message.to(total.dtype)
+            square[nodes] = _sums(torch.mul(wide, wide, out=wide), stacking, chunk)
+        ctx.save_for_backward(z, weight, bias, receiver, sender, low, high)
+        ctx.stacking, ctx.layer = stacking, layer
+        return total, square, low.to(total.dtype), high.to(total.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_total: Tensor, g_square: Tensor, g_low: Tensor, g_high: Tensor) -> tuple[Any, ...]:
+        z, weight, bias, receiver, sender, low, high = ctx.saved_tensors
+        stacking: Stacking = ctx.stacking
+        width = weight.shape[0] // 2
+        wide = _edges._wide(z)
+        grad_z = torch.zeros_like(z)
+        grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
+        grad_weight, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (weight.T, bias))
+        g_total, g_square, g_low, g_high = (g.to(z.dtype) for g in (g_total, 2 * g_square, g_low, g_high))
+        for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+            if chunk.start == chunk.stop:
+                continue
+            nodes, edges = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
+            into = stacking.receiver[edges]
+            scale, message, pair = _messages(z, weight, bias, receiver, sender, stacking, chunk)
+            both = torch.empty(len(pair), 2 * width, dtype=z.dtype, device=z.device)
+            grad_scale, grad = both[:, :width], both[:, width:]
+            other = g_square.index_select(0, into)
+            torch.addcmul(g_total.index_select(0, into), message, other, out=grad)
+            for extreme, g_extreme in ((low, g_low), (high, g_high)):
+                torch.index_select(extreme, 0, into, out=other)
+                hit = torch.eq(message, other, out=other)
+                # Equal shares among ties: equivariant.
+                share = g_extreme[nodes] / _sums(hit, stacking, chunk).clamp_min(1).to(z.dtype)
+                grad.addcmul_(hit, share.index_select(0, into - chunk.first))
+            torch.mul(grad, pair, out=grad_scale)
+            grad_pair = torch.mul(grad, scale, out=message)
+            grad_receiver[nodes] = _sums(grad_pair, stacking, chunk)
+            grad_sender.index_add_(0, stacking.sender[edges], grad_pair.to(wide))
+            grad_weight += _products.correlate(z[edges], both)
+            grad_bias += both.sum(0, dtype=wide)
+            grad_z[edges] = _products.apply(both, weight.T)
+        grad_weight = grad_weight.T
+        grads = (g.to(z.dtype) for g in (grad_weight, grad_bias, grad_receiver, grad_sender))
+        return grad_z, *grads, None, None
+
+
+def _messages(
+    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Modulation ``s``, messages ``s (a_i + b_j) + t`` and their node part ``a_i + b_j`` of one chunk."""
+    both = _products.apply(z[chunk.start : chunk.stop], weight, bias)
+    scale, offset = both.chunk(2, 1)
+    pair = _ends(receiver, sender, stacking, chunk)
+    return scale, torch.addcmul(offset, scale, pair), pair
+
+
+def _ends(receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run) -> Tensor:
+    pair = receiver.index_select(0, stacking.receiver[chunk.start : chunk.stop])
+    return pair.add_(sender.index_select(0, stacking.sender[chunk.start : chunk.stop]))
+
+
+def stacked_statistics(
+    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, layer: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``modulated_statistics`` over all messages to the nodes that are computed after ``layer``.
+
+    ``z`` ``[E, F]``, ``receiver`` ``[live nodes, F']``, ``sender`` ``[nodes, F']`` -> sum, sum of squares, minimum and
+    maximum, each ``[live nodes, F']``, 0 for nodes without neighbours.
+    """
+    weight, bias, receiver, sender = (t.to(z.dtype) for t in (weight, bias, receiver, sender))
+    return _StackedStatistics.apply(z, weight, bias, receiver, sender, stacking, layer)
+
+
+class _StackedUpdate(torch.autograd.Function):
+    """``SiLU(z W + p_i + q_j)``; the pre-activation is recomputed in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, layer: int
+    ) -> Tensor:
+        ctx.save_for_backward(z, weight, receiver, sender)
+        ctx.stacking, ctx.layer = stacking, layer
+        out = z.new_empty(stacking.edges(layer), weight.shape[0])
+        for chunk, _ in stacking.chunks(layer, _rows_per_chunk(z)):
+            pre = _products.apply(z[chunk.start : chunk.stop], weight)
+            pre += _ends(receiver, sender, stacking, chunk)
+            torch.ops.aten.silu.out(pre, out=out[chunk.start : chunk.stop])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        z, weight, receiver, sender = ctx.saved_tensors
+        stacking: Stacking = ctx.stacking
+        wide = _edges._wide(z)
+        grad_z, grad_weight = torch.zeros_like(z), torch.zeros_like(weight, dtype=wide)
+        grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
+        for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+            edges = slice(chunk.start, chunk.stop)
+            pre = _products.apply(z[edges], weight)
+            pre += _ends(receiver, sender, stacking, chunk)
+            g = torch.ops.aten.silu_backward(grad[edges], pre)
+            grad_receiver[chunk.first : chunk.last] = _sums(g, stacking, chunk)
+            grad_sender.index_add_(0, stacking.sender[edges], g.to(wide))
+            grad_weight += _products.correlate(g, z[edges])
+            grad_z[edges] = _products.apply(g, weight.T)
+        grads = (t.to(z.dtype) for t in (grad_weight, grad_receiver, grad_sender))
+        return grad_z, *grads, None, None
+
+
+def stacked_update(
+    z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, layer: int
+) -> Tensor:
+    """``edge_update`` of the edges that end in the nodes which are computed after ``layer``.
+
+    ``z`` ``[E, F]``, ``weight`` ``[F', F]``, ``receiver`` and ``sender`` the projected nodes ``[nodes, F']``, biases
+    included -> ``[edges, F']``.
+    """
+    weight, receiver, sender = (t.to(z.dtype) for t in (weight, receiver, sender))
+    return _StackedUpdate.apply(z, weight, receiver, sender, stacking, layer)
+
+
+class _Reordered(torch.autograd.Function):
+    """Rows in another order, and back: a sum over rows that each stand once needs no scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, rank: Tensor) -> Tensor:
+        ctx.save_for_backward(order, rank)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        order, rank = ctx.saved_tensors
+        return _Reordered.apply(grad, rank, order), None, None
+
+
+def reordered(x: Tensor, order: Tensor, rank: Tensor) -> Tensor:
+    """``x[order]`` for a permutation ``order`` with the inverse ``rank``."""
+    return _Reordered.apply(x, order, rank)

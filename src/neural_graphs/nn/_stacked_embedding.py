@@ -1,0 +1,151 @@
+"""``GraphEmbedding`` for all networks of a mixed batch at once: nodes and edges are the rows of two tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from neural_graphs.graph import GraphSpec, NeuralGraph
+from neural_graphs.nn._embedding import GraphEmbedding, number_embedding, pad_kernel
+from neural_graphs.nn._normalization import Normalization
+from neural_graphs.nn._slots import BIAS_ONLY, is_table, slots_of
+from neural_graphs.nn._stacking import Group, Stacking
+
+
+def node_rows(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normalization: Normalization) -> Tensor:
+    """Embeddings ``[N, F]``: bucket by bucket and node set by node set, each ``[B, n]`` flattened."""
+    x = _features(embedding, graphs, normalization)
+    if embedding.probes is not None:
+        found = [
+            features.flatten(0, 1) if features is not None else x.new_zeros(graph.batch_size * nodes.size, x.shape[1])
+            for graph in graphs
+            for nodes, features in zip(graph.spec.node_sets, embedding.probes(graph), strict=True)
+        ]
+        x = x + torch.cat(found)
+    return embedding.node_in(x) + _places(embedding, graphs, x)
+
+
+def _features(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normalization: Normalization) -> Tensor:
+    """The embedded slots, added up; a slot that a node set lacks is 0."""
+    values = [normalization.biases(graph) for graph in graphs]
+    if embedding.reading.node_features == BIAS_ONLY:
+        return embedding.node_embedding(torch.cat([x.flatten(0, 1) for xs in values for x in xs]))
+    slots = [slots_of(nodes) for graph in graphs for nodes in graph.spec.node_sets]
+    sets = list(zip(slots, (x for xs in values for x in xs), strict=True))
+    total: Tensor | None = None
+    maps = (embedding.node_embedding, *embedding.more_features)
+    for name, each in zip(embedding.reading.node_features, maps, strict=True):
+        column = [x[..., own.index(name)] if name in own else x.new_zeros(x.shape[:2]) for own, x in sets]
+        found = each(torch.cat([x.flatten() for x in column]).unsqueeze(1))
+        total = found if total is None else total + found
+    assert total is not None
+    return total
+
+
+class _Place(NamedTuple):
+    """What a node set has in place of a position of its own: see ``PositionEmbedding``."""
+
+    size: int
+    role: str  # "input" and "output" have a row per neuron, "depth" one for all
+    depth: tuple[int, int]
+    table: bool
+    activation: str | None
+
+
+@lru_cache(maxsize=4096)
+def _places_of(spec: GraphSpec) -> tuple[_Place, ...]:
+    found = []
+    for s, nodes in enumerate(spec.node_sets):
+        table = is_table(spec, s)
+        role = "depth" if nodes.role == "hidden" or nodes.axis.moves or table else nodes.role
+        kind = nodes.activation.kind if nodes.role == "hidden" else None
+        found.append(_Place(nodes.size, role, (nodes.depth, spec.depth - nodes.depth), table, kind))
+    return tuple(found)
+
+
+def _places(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], like: Tensor) -> Tensor:
+    """``GraphEmbedding.place`` of every node, looked up in one table."""
+    places = [(place, graph.batch_size) for graph in graphs for place in _places_of(graph.spec)]
+    position, max_io = embedding.position, embedding.position.max_io
+    depths = list(dict.fromkeys(place.depth for place, _ in places if place.role == "depth"))
+    first = {"input": 0, "output": max_io}
+    starts = [first[p.role] if p.role in first else 2 * max_io + depths.index(p.depth) for p, _ in places]
+    size, batch = np.array([p.size for p, _ in places]), np.array([b for _, b in places])
+    count = size * batch
+    inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    inside %= np.repeat(size, count)
+    index = np.repeat(starts, count) + inside * np.repeat([p.role != "depth" for p, _ in places], count)
+    table = torch.cat([position.inputs, position.outputs, position.depth.rows(depths)])
+    found = F.embedding(_long(index, like), table)
+    if embedding.activation is not None:
+        kinds = embedding.activation.kinds
+        number = [kinds.index(p.activation) if p.activation is not None else len(kinds) for p, _ in places]
+        known = F.pad(embedding.activation.weight, (0, 0, 0, 1))
+        found = found + F.embedding(_long(np.repeat(number, count), like), known)
+    if any(p.table for p, _ in places):
+        numbers = [
+            number_embedding(p.size, like).repeat(b, 1) if p.table else like.new_zeros(p.size * b, like.shape[1])
+            for p, b in places
+        ]
+        found = found + torch.cat(numbers)
+    return found
+
+
+def _long(index: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(index).to(like.device)
+
+
+def edge_rows(
+    embedding: GraphEmbedding,
+    graphs: Sequence[NeuralGraph],
+    normalization: Normalization,
+    stacking: Stacking,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Embeddings ``[E, F]`` of the edges that the first layer needs, group by group as in ``stacking.groups``."""
+    like = graphs[0].edges[0] if graphs[0].edges else graphs[0].nodes[0]
+    found = [
+        _group_rows(embedding, graphs, normalization, stacking, group, parts, dtype)
+        for group, parts in stacking.groups.items()
+    ]
+    width = embedding.edge_in.out_features
+    return torch.cat(found) if found else like.new_zeros(0, width, dtype=dtype)
+
+
+def _group_rows(
+    embedding: GraphEmbedding,
+    graphs: Sequence[NeuralGraph],
+    normalization: Normalization,
+    stacking: Stacking,
+    group: Group,
+    parts: Sequence[tuple[int, int]],
+    dtype: torch.dtype | None,
+) -> Tensor:
+    roles: tuple[int, ...] = (0,)
+    if embedding.reverse_edges:
+        roles = (1, 2) if group.reverse else (0, 2)
+    kind = None if embedding.kind is None else embedding.kind(group.kind)
+    blocks = [(graphs[k], stacking.buckets[k].todo.directions[d].block) for k, d in parts]
+    tensors = [graph.edges[b] for graph, b in blocks]
+    counts = [t.shape[0] * t.shape[1] * t.shape[2] for t in tensors]
+    if not group.features:
+        # All edges alike: a residual is a weight of 1, others without parameters are weights of 0.
+        one = tensors[0].new_full((1, 1), 1.0 if group.kind == "identity" else 0.0)
+        row = embedding.edge_embedding(pad_kernel(one, 1, (), embedding.kernel), roles, embedding.edge_in, dtype, kind)
+        return row.expand(sum(counts), -1)
+    maps = [normalization.weight_map(graph.spec, graph.spec.blocks[b]) for graph, b in blocks]
+    shift, factor = (_spread(values, counts, tensors[0]) for values in zip(*maps, strict=True))
+    rows = (torch.cat([t.reshape(-1, group.features) for t in tensors]) - shift) * factor
+    padded = pad_kernel(rows, group.features, group.kernel, embedding.kernel)
+    return embedding.edge_embedding(padded, roles, embedding.edge_in, dtype, kind)
+
+
+def _spread(values: Sequence[float], counts: Sequence[int], like: Tensor) -> Tensor:
+    """Every value as often as its count says, ``[sum, 1]``."""
+    return torch.from_numpy(np.repeat(values, counts)).unsqueeze(1).to(like)
