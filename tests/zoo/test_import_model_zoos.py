@@ -100,9 +100,9 @@ def write_zoo(folder: Path, words: tuple[str, ...] = ("tanh", "relu", "sigmoid",
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 def test_networks_compute_the_same(tmp_path: Path, large: bool) -> None:
-    written = write_zoo(tmp_path / "tune_zoo", large=large)
+    written = write_zoo(tmp_path / "tune_zoo", tuple(WORDS), large)
     zoo = import_zoo(tmp_path / "tune_zoo", tmp_path / "zoo", kind="model-zoos", steps="all")
-    assert len(zoo) == 24 and len(zoo.architectures) == 4  # with and without dropout is one architecture
+    assert len(zoo) == 30 and len(zoo.architectures) == 5  # with and without dropout is one architecture
     side = 32 if large else 28
     assert zoo.meta["source"]["height"] == side and zoo.meta["source"]["images"] == "mnist"
     images = torch.randn(3, 3 if large else 1, side, side, dtype=torch.float64)
@@ -110,6 +110,8 @@ def test_networks_compute_the_same(tmp_path: Path, large: bool) -> None:
     for architecture, places, values in zoo.all.state_dicts():
         params = {name: value.double() for name, value in values.items()}
         found = zoo.architectures[architecture].forward(params, images)
+        graph = zoo.architectures[architecture].graph(values)
+        assert graph.batch_size == len(places)
         for output, place in zip(found, places.tolist(), strict=True):
             assert (output - networks[place](images)).abs().max() < 1e-10
 

@@ -2,7 +2,7 @@
 
 Facts of the published code (``ModelZooDataset``, ``def_net.py``): CNN is conv 5x5, max pooling, activation, twice; conv 2x2,
 activation; flatten; linear, activation, linear. CNN3 has three 3x3 convolutions, each with max pooling. Activations that
-grow commute with max pooling, so a ``Stack``, which pools last, computes the same; GELU and SiLU do not.
+grow commute with max pooling, so a ``Stack``, which pools last, computes the same; GELU and SiLU do not (``PooledCnn``).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from neural_graphs._io import read_json
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Activation, Layer, Stack
+from neural_graphs.graph import Activation, Architecture, Layer, ModuleArchitecture, Stack
 from neural_graphs.graph._files import load_checkpoint
+from neural_graphs.zoo._imports import _pooled_cnn as _pooled_cnn  # registers its architecture
 from neural_graphs.zoo._imports._source import (
     Network,
     Part,
@@ -99,8 +100,9 @@ class ModelZoos:
                 raise UserError(f"{path}: result.json has no line for training_iteration {epoch}")
             state = _state(path)
             word = str(params.get("model::nlin"))
-            stack = stack_of_state(state, Activation.parse(_KINDS.get(word, word)), path)
-            tensors = state_of(state, stack, path)
+            kind = Activation.parse(_KINDS.get(word, word))
+            architecture = architecture_of_state(state, kind, path)
+            tensors = state_of(state, architecture, path)
         except UserError as error:
             return str(error)
         row = {
@@ -110,20 +112,20 @@ class ModelZoos:
             **{name: number(result.get(key)) for name, key in _RESULTS.items()},
             **{name: str(params.get(key, "")) for name, key in _TEXTS.items()},
             **{name: number(params.get(key)) for name, key in _NUMBERS.items()},
-            "activation": str(stack.layers[0].activation),
+            "activation": str(kind),
             "images": self.images,
         }
         for name in ("train_loss", "train_accuracy"):
             if row[name] == -999:  # the published code's word for "not trained yet"
                 row[name] = float("nan")
-        return stack, tensors, row, str(path)
+        return architecture, tensors, row, str(path)
 
 
-def stack_of_state(state: Mapping[str, Tensor], activation: Activation, where: object) -> Stack:
+def architecture_of_state(state: Mapping[str, Tensor], activation: Activation, where: object) -> Architecture:
     """The published architecture with these tensors: convolutions, some pooled, then linear layers.
 
     Raises:
-        UserError: it is none of them, or its activation does not commute with max pooling.
+        UserError: it is none of them.
     """
     weights = [(name, value) for name, value in state.items() if name.endswith("weight")]
     kernels = tuple(value.shape[-1] for _, value in weights if value.dim() == 4)
@@ -132,9 +134,16 @@ def stack_of_state(state: Mapping[str, Tensor], activation: Activation, where: o
         raise UserError(f"{where} is none of the CNNs of this zoo: its weights are {_shapes(weights)}")
     pooled, positions_read = published
     if activation.kind in ("gelu", "silu"):
-        raise UserError(
-            f"{where} takes {activation} of pooled values, which no plain stack of this version computes: it was left out"
-        )
+        widths = tuple(value.shape[0] for _, value in weights)
+        side = 28 if kernels == (5, 5, 2) else 32
+        arguments = {
+            "channels": weights[0][1].shape[1],
+            "side": side,
+            "widths": widths,
+            "kernels": kernels,
+            "pooled": pooled,
+        }
+        return ModuleArchitecture("pooled-cnn", (*arguments.items(), ("activation", str(activation))))
     layers: list[Layer] = []
     for i, (name, value) in enumerate(weights):
         bias = f"{name.removesuffix('weight')}bias" in state

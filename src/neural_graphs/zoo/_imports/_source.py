@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Stack
+from neural_graphs.graph import Architecture, Stack
 from neural_graphs.zoo._store import SPLITS
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
@@ -30,7 +30,7 @@ class Part:
     be read. ``places`` says where the networks stand in the order of the source, behind all before them by default.
     """
 
-    stack: Stack | None
+    architecture: Architecture | None
     read: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, np.ndarray] = field(default_factory=dict)
@@ -52,9 +52,9 @@ class Source(Protocol):
         """Parts of ``size`` networks at most."""
 
 
-def part_size(stack: Stack, size: int) -> int:
-    """How many networks of ``stack`` to read at once: ``size``, or fewer when they are large."""
-    return max(1, min(size, BUFFER // (4 * stack.num_parameters)))
+def part_size(architecture: Architecture, size: int) -> int:
+    """How many networks of an architecture to read at once: ``size``, or fewer when they are large."""
+    return max(1, min(size, BUFFER // (4 * architecture.num_parameters)))
 
 
 def split_by_run(runs: int, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def split_by_run(runs: int, shares: Sequence[float], seed: int) -> np.ndarray:
     return split[np.random.default_rng(seed).permutation(runs)]
 
 
-Network = tuple[Stack, dict[str, Tensor], dict[str, Any], str]
+Network = tuple[Architecture, dict[str, Tensor], dict[str, Any], str]
 """Architecture, tensors, row of the table, and what it is called in messages."""
 
 
@@ -112,19 +112,19 @@ def _column(values: list[Any]) -> np.ndarray:
     return np.array(values, dtype=np.int64 if whole else np.float32)
 
 
-def state_of(state: dict[str, Tensor], stack: Stack, where: object) -> dict[str, Tensor]:
-    """The tensors of ``stack`` out of a state dict whose tensors come in the same order, under ``stack``'s names.
+def state_of(state: dict[str, Tensor], architecture: Architecture, where: object) -> dict[str, Tensor]:
+    """The tensors of ``architecture`` out of a state dict whose tensors come in the same order, under its names.
 
     Raises:
         UserError: there are more or fewer tensors, or one has another shape.
     """
-    shapes = stack.parameter_shapes()
+    shapes = architecture.parameter_shapes()
     if len(shapes) != len(state):
-        raise UserError(f"{where} has {len(state)} tensors, but {stack} has {len(shapes)}")
+        raise UserError(f"{where} has {len(state)} tensors, but {architecture} has {len(shapes)}")
     found = {}
     for (name, shape), (old, value) in zip(shapes.items(), state.items(), strict=True):
         if tuple(value.shape) != shape:
-            raise UserError(f"{where}: {old} has shape {tuple(value.shape)}, but {stack} has {shape} there")
+            raise UserError(f"{where}: {old} has shape {tuple(value.shape)}, but {architecture} has {shape} there")
         found[name] = value.detach().to(torch.float32)
     return found
 

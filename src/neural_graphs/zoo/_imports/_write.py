@@ -14,7 +14,7 @@ from torch import Tensor
 from neural_graphs._io import atomic_write
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Stack
+from neural_graphs.graph import Architecture
 from neural_graphs.zoo._imports._inert import printable
 from neural_graphs.zoo._imports._source import ACCURACIES, BUFFER, Part, Source
 from neural_graphs.zoo._store import Zoo
@@ -152,7 +152,7 @@ def _digests(part: Part, keep: np.ndarray) -> list[bytes]:
     if not len(chosen):
         return []
     flat = torch.cat([value[chosen].flatten(1).to(torch.float32) for value in part.tensors.values()], 1).numpy()
-    start = hashlib.blake2b(repr(part.stack).encode(), digest_size=16)
+    start = hashlib.blake2b(repr(part.architecture).encode(), digest_size=16)
     digests = []
     for row in np.ascontiguousarray(flat):
         this = start.copy()
@@ -166,16 +166,16 @@ class _Buffers:
 
     def __init__(self, writer: ZooWriter) -> None:
         self.writer = writer
-        self.names: dict[Stack, str] = {}
-        self.shards: dict[Stack, int] = {}
-        self.waiting: dict[Stack, list[tuple[dict[str, Tensor], dict[str, np.ndarray]]]] = {}
+        self.names: dict[Architecture, str] = {}
+        self.shards: dict[Architecture, int] = {}
+        self.waiting: dict[Architecture, list[tuple[dict[str, Tensor], dict[str, np.ndarray]]]] = {}
         self.read = self.bytes = 0
 
     def add(self, part: Part, keep: np.ndarray) -> None:
         self.read += part.read
         if not keep.any():
             return
-        assert part.stack is not None
+        assert part.architecture is not None
         chosen = torch.from_numpy(np.flatnonzero(keep))
         tensors = {name: value[chosen].to(torch.float32) for name, value in part.tensors.items()}
         columns = {name: value[keep] for name, value in part.columns.items()}
@@ -183,24 +183,24 @@ class _Buffers:
         places = self.read - part.read + np.arange(len(keep)) if part.places is None else part.places
         columns["network"] = places[keep]
         self.bytes += sum(value.nbytes for value in tensors.values())
-        waiting = self.waiting.setdefault(part.stack, [])
+        waiting = self.waiting.setdefault(part.architecture, [])
         waiting.append((tensors, columns))
         if self.bytes >= BUFFER:
             self.flush()
         elif sum(len(columns["network"]) for _, columns in waiting) >= SHARD:
-            self.flush(part.stack)
+            self.flush(part.architecture)
 
-    def flush(self, *stacks: Stack) -> None:
+    def flush(self, *architectures: Architecture) -> None:
         """Write what waits of these architectures, of all by default."""
-        stacks = stacks or tuple(self.waiting)
-        if fresh := [stack for stack in stacks if stack not in self.names]:
-            self.names |= {stack: f"a{len(self.names) + i}" for i, stack in enumerate(fresh)}
-            self.writer.add_architectures({self.names[stack]: stack for stack in fresh})
-        for stack in stacks:
-            waiting = self.waiting.pop(stack)
+        architectures = architectures or tuple(self.waiting)
+        if fresh := [architecture for architecture in architectures if architecture not in self.names]:
+            self.names |= {architecture: f"a{len(self.names) + i}" for i, architecture in enumerate(fresh)}
+            self.writer.add_architectures({self.names[architecture]: architecture for architecture in fresh})
+        for architecture in architectures:
+            waiting = self.waiting.pop(architecture)
             self.bytes -= sum(value.nbytes for tensors, _ in waiting for value in tensors.values())
             tensors = {name: torch.cat([part[name] for part, _ in waiting]) for name in waiting[0][0]}
             columns = {name: np.concatenate([part[name] for _, part in waiting]) for name in waiting[0][1]}
-            shard = self.shards.get(stack, 0)
-            self.writer.append(self.names[stack], shard, tensors, columns)
-            self.shards[stack] = shard + 1
+            shard = self.shards.get(architecture, 0)
+            self.writer.append(self.names[architecture], shard, tensors, columns)
+            self.shards[architecture] = shard + 1
