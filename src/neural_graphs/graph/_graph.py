@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neural_graphs.errors import UserError
 from neural_graphs.graph import _packing
 from neural_graphs.graph._activation import Activation
+from neural_graphs.graph._convolution import CHUNK, map_sizes, mean_over_positions
 from neural_graphs.graph._packing import Narrow, check_state_dict
 from neural_graphs.graph._spec import Element, PermutationSpec
 from neural_graphs.graph._stack import Stack
@@ -231,7 +232,16 @@ class NeuralGraph:
             from neural_graphs.graph._responses import responses
 
             return responses(self, x)
-        return [value.flatten(3).mean(-1) if value.dim() > 3 else value for value in self.activations(x)]
+        stack, step = self._runnable(), self.batch_size
+        if x.dim() == 4 and stack.layers[0].kernel:  # as many networks at a time as the cache holds
+            numbers = len(x) * max(map_sizes(stack, tuple(x.shape[1:])))
+            step = min(step, max(1, CHUNK // max(1, numbers)))
+        parts = [self[first : first + step] for first in range(0, self.batch_size, step)] if step else [self]
+        found = [
+            [mean_over_positions(value) if value.dim() > 3 else value for value in part.activations(x)]
+            for part in parts
+        ]
+        return list(found[0]) if len(found) == 1 else [torch.cat(values) for values in zip(*found, strict=True)]
 
     def _runnable(self) -> Stack:
         if self.stack is None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
+from neural_graphs.graph._convolution import convolve, mean_over_positions
 
 if TYPE_CHECKING:
     from neural_graphs.graph._graph import NeuralGraph
@@ -221,10 +222,14 @@ class Stack:
         """
         batch = params[self.layers[0].weight].shape[0]
         per_network = x.dim() in (3, 5)
+        if not batch and self.layers[0].kernel:  # no convolution has zero groups: shapes are those of one network
+            one = {name: value.new_zeros(1, *value.shape[1:]) for name, value in params.items()}
+            return [v[:0] for v in self.activations(one, x.new_zeros(1, *x.shape[1:]) if per_network else x)]
         h = x if per_network else x.expand(batch, *x.shape)
         values = [h]
-        if not per_network and x.dim() == 2:
-            h = h.contiguous()  # batched products, and their gradients, are far slower on an axis of stride 0
+        if not per_network:
+            # batched products, and their gradients, are far slower on an axis of stride 0; convolutions share images
+            h = x if self.layers[0].kernel else h.contiguous()
         for layer in self.layers:
             h = self._apply(layer, params, h, values[layer.residual + 1] if layer.residual >= 0 else None)
             values.append(h)
@@ -250,18 +255,7 @@ class Stack:
             transposed = weight.transpose(1, 2)
             out = torch.baddbmm(bias.unsqueeze(1), h, transposed) if bias is not None else torch.bmm(h, transposed)
             return activation(out if residual is None else _add(out, residual, layer))
-        # One grouped convolution runs all networks: networks become groups of channels.
-        batch = h.shape[0]
-        stacked = h.transpose(0, 1).flatten(1, 2)
-        out = F.conv2d(
-            stacked,
-            weight.flatten(0, 1),
-            bias.flatten() if bias is not None else None,
-            stride=layer.stride,
-            padding=layer.padding,
-            groups=batch,
-        )
-        out = out.unflatten(1, (batch, layer.outputs)).transpose(0, 1)
+        out = convolve(h, weight, bias, layer.stride, layer.padding)
         return layer.activation(out if residual is None else _add(out, residual, layer))
 
     def forward(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -347,11 +341,10 @@ def _pool(layer: Layer, h: Tensor) -> Tensor:
     if not layer.pool:
         return h
     if layer.pool == "global":
-        return h.mean((-2, -1))
+        return mean_over_positions(h)
     kind, _, size = layer.pool.partition(":")
     if kind == "max":
-        batch, probes = h.shape[:2]
-        return F.max_pool2d(h.flatten(0, 1), int(size)).unflatten(0, (batch, probes))
+        return F.max_pool2d(h.transpose(0, 1).flatten(1, 2), int(size)).unflatten(1, (len(h), -1)).transpose(0, 1)
     raise UserError(f"layer {layer.name}: unknown pooling {layer.pool!r}")
 
 
