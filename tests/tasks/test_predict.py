@@ -15,6 +15,7 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
 from neural_graphs.graph._files import read_state_dict
 from neural_graphs.tasks import Classifier, predict
+from neural_graphs.tasks import _predict as predict_module
 from neural_graphs.zoo import Zoo
 
 
@@ -106,6 +107,21 @@ def test_read_state_dict_keeps_values_and_dtypes(tmp_path: Path) -> None:
         found = read_state_dict(tmp_path / name)
         assert found.keys() == values.keys()
         assert all(torch.equal(found[key], value) and found[key].dtype == value.dtype for key, value in values.items())
+
+
+def test_folders_and_zoos(
+    trained: Path, zoo: Zoo, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "CHUNK", 7)
+    (tmp_path / "some").mkdir()
+    for name in ("b.pt", "a.pt"):
+        torch.save(state, tmp_path / "some" / name)
+    results = predict(trained, [tmp_path / "some", zoo.path])
+    assert [Path(result["file"]).name for result in results[:2]] == ["a.pt", "b.pt"]
+    assert results[0]["probabilities"] == pytest.approx(results[1]["probabilities"], abs=1e-6)
+    assert [result["network"] for result in results[2:]] == list(range(len(zoo)))
+    expected = Classifier.from_pretrained(trained).predict(zoo.all)
+    assert [result["class"] for result in results[2:]] == expected.tolist()
 
 
 def test_no_run(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _regression(found: Mapping[str, Any], run: str, zoo: Zoo | None, trained_on:
     return f"""<h1>Predicting {escape(label)} from weights alone</h1>
 <p class="lead">{escape(_about(found, run, zoo, trained_on))}</p>
 <div class="numbers">{cells}</div>
-<p>{escape(" ".join(in_words(found, exact)))}</p>
+<p>{escape(" ".join(in_words(found)))}</p>
 <h2>Predicted against true</h2>
 <p class="note">One point per network; on the dashed line both are equal.{shown}{bars}</p>
 <figure>{scatter}{_legend(groups)}</figure>
@@ -163,19 +163,23 @@ def _layers(architectures: np.ndarray) -> np.ndarray:
     return np.array([str(max(1, name.split(" ")[0].count("-"))) for name in architectures])
 
 
-def in_words(found: Mapping[str, Any], exact: Any) -> list[str]:
+def in_words(found: Mapping[str, Any]) -> list[str]:
     """Sentences on what the figures mean."""
+
+    def size(value: float) -> str:
+        return f"{100 * value:.1f} points" if is_share(found) else f"{value:.4g}"
+
     true, predicted = (np.asarray(found[name], float) for name in ("true", "predicted"))
     tau, bias = found["kendall_tau"], float((predicted - true).mean())
     guess = float(np.abs(true - np.median(true)).mean())
     sentences = [
         f"Of two networks drawn at random, the model puts the better one first {(tau + 1) / 2:.0%} of the time "
         "(chance: 50%).",
-        f"It is off by {exact(found['mae'])} on average (root mean square {exact(found['rmse'])}); "
-        f"always saying the median would be off by {exact(guess)}.",
+        f"It is off by {size(found['mae'])} on average (root mean square {size(found['rmse'])}); "
+        f"always saying the median would be off by {size(guess)}.",
     ]
     if abs(bias) > found["mae"] / 2 and abs(bias) > 0:
-        sentences.append(f"Its predictions are too {'high' if bias > 0 else 'low'} by {exact(abs(bias))} on average.")
+        sentences.append(f"Its predictions are too {'high' if bias > 0 else 'low'} by {size(abs(bias))} on average.")
     if abs(found["interval_coverage"] - 0.9) > max(0.03, 3 * (0.09 / len(true)) ** 0.5):
         kind = "narrow" if found["interval_coverage"] < 0.9 else "wide"
         sentences.append(

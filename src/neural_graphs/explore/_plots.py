@@ -36,11 +36,11 @@ class _Axes:
 
     def frame(self, x_label: str, y_label: str, write_x: Write, write_y: Write) -> str:
         parts = []
-        for value in ticks(*self.y):
+        for value in ticks(*self.y, (self.bottom - self.top) / 50):
             place = self.at(self.x[0], value)[1]
             parts.append(f'<path d="M{self.left} {place:.1f}H{self.right}" class="grid"/>')
             parts.append(text(self.left - 8, place + 4, write_y(value), "end", "dim"))
-        for value in ticks(*self.x):
+        for value in ticks(*self.x, (self.right - self.left) / 60):
             parts.append(text(self.at(value, self.y[0])[0], self.bottom + 18, write_x(value), "middle", "dim"))
         parts.append(text((self.left + self.right) / 2, self.height - 6, x_label, "middle", "dim"))
         middle = (self.top + self.bottom) / 2
@@ -57,8 +57,8 @@ class _Axes:
         return f'<path class="identity" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" style="{style}"/>'
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values between ``low`` and ``high``."""
+def ticks(low: float, high: float, most: float = 6) -> list[float]:
+    """Round values between ``low`` and ``high``, about ``most`` of them at most."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))

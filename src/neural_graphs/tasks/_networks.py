@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ class Reader:
             raise UserError(f"{path} is a link that leads nowhere")
         if os.path.isfile(path) and (size := os.path.getsize(path)) > LARGEST:
             raise UserError(f"{path} has {size / 1e9:.1f} GB, files of more than {LARGEST / 1e9:.1f} GB are not read")
-        state = _real(read_state_dict(path))
+        state = read_state_dict(path)
+        _check_sums(path)
+        state = _real(state)
         check_finite(state)
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         if (stated := stated_architecture(Path(path))) is not None:
@@ -143,6 +146,16 @@ class Reader:
                     places = dict(zip(_layers(dict.fromkeys(names, ())), order, strict=True))
                     return {name: _joined(places[_split(name)[0]], _split(name)[1]) for name in names}
         return {name: name for name in shapes}
+
+
+def _check_sums(path: str) -> None:
+    """Raise ``UserError`` when a PyTorch file is not as it was written: PyTorch itself does not look at the checksums."""
+    if not path.endswith(PICKLES) or not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise UserError(f"{path} is damaged: the checksum of {bad} in it is wrong; copy the file again")
 
 
 def _real(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
