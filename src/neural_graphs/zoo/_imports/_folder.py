@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Stack, stack_from_shapes
+from neural_graphs.graph import Architecture, stack_from_shapes
 from neural_graphs.graph._files import read_state_dict, stated_architecture
 from neural_graphs.zoo._imports._source import (
     Network,
@@ -100,7 +100,7 @@ class Folder:
         return stack, {name: state[name].float() for name in stack.parameter_shapes()}, row, str(path)
 
     @staticmethod
-    def _stack(path: Path, shapes: dict[str, tuple[int, ...]], activation: str) -> Stack:
+    def _stack(path: Path, shapes: dict[str, tuple[int, ...]], activation: str) -> Architecture:
         stated = stated_architecture(path)
         if stated is not None:
             if stated.parameter_shapes() != shapes:

@@ -129,10 +129,10 @@ def state_of(state: dict[str, Tensor], architecture: Architecture, where: object
     return found
 
 
-def activations_of(stack: Stack) -> str:
+def activations_of(architecture: Architecture) -> str:
     """The hidden activation, or ``"mixed"`` where there are several."""
-    kinds = {str(layer.activation) for layer in stack.layers[:-1]}
-    return kinds.pop() if len(kinds) == 1 else "mixed"
+    kinds = architecture.activations_used or ("none",)
+    return kinds[0] if len(kinds) == 1 else "mixed"
 
 
 def number(value: Any) -> float:
