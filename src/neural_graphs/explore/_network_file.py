@@ -12,18 +12,18 @@ from torch import Tensor
 
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Activation, NeuralGraph, Stack
+from neural_graphs.graph import Activation, Architecture, NeuralGraph
 from neural_graphs.graph._files import ARCHITECTURE, check_finite, read_state_dict, stated_architecture
 
 
-def save_network(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], stack: Stack) -> None:
+def save_network(path: str | os.PathLike[str], state_dict: Mapping[str, Tensor], architecture: Architecture) -> None:
     """Write a state dict and, in the file's metadata, its architecture. Any safetensors reader can open it.
 
     Raises ``RunError`` when the disk is full or not writable.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in state_dict.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {ARCHITECTURE: json.dumps(stack.to_json())})
+        save_file(tensors, temporary, {ARCHITECTURE: json.dumps(architecture.to_json())})
 
 
 def load_network(
@@ -42,7 +42,9 @@ def load_network(
     state = read_state_dict(path)
     try:
         check_finite(state)
-        stack = stated_architecture(Path(path)) if activation is None else None
-        return NeuralGraph.from_state_dict(state, activation, stack=stack, shift=shift)
+        stated = stated_architecture(Path(path)) if activation is None else None
+        if stated is not None:
+            return stated.graph({name: value.unsqueeze(0) for name, value in state.items()})
+        return NeuralGraph.from_state_dict(state, activation, shift=shift)
     except UserError as error:
         raise UserError(f"{os.fspath(path)}: {error}") from None

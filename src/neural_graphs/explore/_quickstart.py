@@ -21,7 +21,6 @@ from neural_graphs._io import atomic_write, read_json, write_json
 from neural_graphs.errors import UserError
 from neural_graphs.explore._network_file import save_network
 from neural_graphs.explore._report import Example, Method, Report, Single, clock, render_report
-from neural_graphs.graph import NeuralGraph
 from neural_graphs.tasks import AugmentConfig, Classifier, OptimConfig, TrainConfig, TrainResult, predict, train
 from neural_graphs.zoo import Zoo, ZooSplit, load_images, make_zoo, render
 
@@ -263,7 +262,7 @@ def _report(outcome: Outcome, zoo: Zoo, results: dict[str, TrainResult]) -> Repo
         ],
         single=Single(
             str(outcome.example_file),
-            NeuralGraph.from_state_dict(first.state_dicts()[0][2], stack=stack, batched=True),
+            stack.graph(first.state_dicts()[0][2]),
             render(first, height=RESOLUTION, width=RESOLUTION)[0, :, :, 0],
             outcome.example["truth"],
             outcome.example["probabilities"],

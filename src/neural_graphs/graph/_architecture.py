@@ -19,6 +19,8 @@ from neural_graphs.graph._stack import Stack
 class Architecture(Protocol):
     """What networks of one bucket of a zoo have in common: an immutable, hashable, JSON-able value without parameters."""
 
+    def __hash__(self) -> int: ...
+
     @property
     def num_parameters(self) -> int: ...
 

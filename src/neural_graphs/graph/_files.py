@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph._stack import Stack
+from neural_graphs.graph._architecture import Architecture, architecture_from_json
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -51,7 +51,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return _state_dict(found, path)
 
 
-def stated_architecture(path: Path) -> Stack | None:
+def stated_architecture(path: Path) -> Architecture | None:
     """The architecture that a ``.safetensors`` file states in its metadata, None where it states none.
 
     Raises ``UserError`` when what it states is broken.
@@ -61,7 +61,7 @@ def stated_architecture(path: Path) -> Stack | None:
     try:
         with safe_open(path, framework="pt") as file:
             stated = (file.metadata() or {}).get(ARCHITECTURE)
-        return Stack.from_json(json.loads(stated)) if stated is not None else None
+        return architecture_from_json(json.loads(stated)) if stated is not None else None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"the architecture that it states is broken ({error}): give the activation") from None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from neural_graphs.graph import Stack
+from neural_graphs.graph import architecture_from_json
 
 _TASKS = {
     "classify": "Classifies neural networks by their weights",
@@ -45,7 +45,7 @@ def model_card(
     head = {"library_name": "neural-graphs", "tags": ["neural-graphs", "weight-space-learning", encoder]}
     facts = {"task": task, "encoder": encoder, "parameters": f"{parameters:,}", **versions}
     if stacks := config.get("architectures"):
-        known = [str(Stack.from_json(entry)) for entry in stacks]
+        known = [str(architecture_from_json(entry)) for entry in stacks]
         facts["trained on"] = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     shown = {key: value for key, value in config.items() if key not in ("state", "architectures")}
     parts = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Stack
+from neural_graphs.graph import Architecture
 from neural_graphs.nn import Encoder
 from neural_graphs.tasks._model import Model
 
@@ -38,7 +38,7 @@ class Classifier(Model):
         outputs: int = 1,
         *,
         class_names: Sequence[str] | None = None,
-        architectures: Sequence[Stack] = (),
+        architectures: Sequence[Architecture] = (),
         head: Mapping[str, Any] | None = None,
     ) -> None:
         names = tuple(class_names) if class_names is not None else tuple(map(str, range(num_classes)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Stack
+from neural_graphs.graph import Architecture
 from neural_graphs.tasks._config import TrainConfig
 from neural_graphs.zoo._loader import CACHE_BYTES
 from neural_graphs.zoo._store import Zoo, ZooSplit
@@ -182,7 +182,7 @@ def architecture_names(split: ZooSplit) -> np.ndarray:
 
 
 def by_architecture(
-    split: ZooSplit, figures: Callable[[np.ndarray], dict[str, Any]], trained_on: Collection[Stack]
+    split: ZooSplit, figures: Callable[[np.ndarray], dict[str, Any]], trained_on: Collection[Architecture]
 ) -> dict[str, dict[str, Any]]:
     """For every architecture of ``split`` the ``figures`` of its networks (bool ``[len(split)]``), their number ``n``, and
     whether it is one of ``trained_on`` (``seen``)."""

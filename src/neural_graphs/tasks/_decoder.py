@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, Stack
+from neural_graphs.graph import Architecture, GraphBatch
 from neural_graphs.tasks._changes import DECODER, seed_of
 from neural_graphs.tasks._data import subset
 from neural_graphs.zoo._inr import pixel_grid
@@ -69,21 +69,21 @@ def create_decoder(model: Model, train: ZooSplit, config: TrainConfig) -> Decode
     assert isinstance(last, nn.Linear)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed_of(config.seed, DECODER))
-        decoder = Decoder(last.in_features, config.pretrain.width, config.pretrain.side, stacks[0].widths[-1])
+        decoder = Decoder(last.in_features, config.pretrain.width, config.pretrain.side, stacks[0].num_outputs)
     chosen = subset(train, MEASURED, config.seed)
     decoder.measure(chosen.batch(slice(first, first + 128)) for first in range(0, len(chosen), 128))
     return decoder
 
 
-def check_images(stacks: Iterable[Stack]) -> None:
+def check_images(stacks: Iterable[Architecture]) -> None:
     """Raise ``UserError`` unless all are functions of two coordinates with the same number of outputs."""
     outputs = set()
     for stack in stacks:
-        if stack.widths[0] != 2 or any(layer.kernel for layer in stack.layers):
+        if stack.input_shape != (2,):
             raise UserError(
                 f"pretrain and reconstruction draw the image of every network, and {stack} is none: only networks with 2 "
                 "inputs are; set pretrain.epochs=0 reconstruction=0"
             )
-        outputs.add(stack.widths[-1])
+        outputs.add(stack.num_outputs)
     if len(outputs) > 1:
         raise UserError("pretrain and reconstruction need networks of one number of outputs, these have several")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neural_graphs import __version__
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, NeuralGraph, Stack
+from neural_graphs.graph import Architecture, GraphBatch, NeuralGraph, architecture_from_json
 from neural_graphs.graph._files import check_finite
 from neural_graphs.nn import Encoder, GraphHead
 from neural_graphs.nn._hub import (
@@ -60,7 +60,7 @@ class Model(nn.Module, ABC):
         encoder: Encoder,
         outputs: int,
         targets: int,
-        architectures: Sequence[Stack],
+        architectures: Sequence[Architecture],
         head: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ class Model(nn.Module, ABC):
             return
         if isinstance(x, Mapping):
             state = {name: value.float() for name, value in x.items()}
-            x = NeuralGraph.from_state_dict(state, stack=recognise(state, self.architectures))
+            x = recognise(state, self.architectures).graph({name: value.unsqueeze(0) for name, value in state.items()})
         batch = GraphBatch.of(x)
         for graph in batch.buckets:
             check_finite(graph.to_state_dict(batched=True))
@@ -231,7 +231,7 @@ class Model(nn.Module, ABC):
                 build_encoder(config),
                 config,
                 outputs=config["outputs"],
-                architectures=[Stack.from_json(entry) for entry in config["architectures"]],
+                architectures=[architecture_from_json(entry) for entry in config["architectures"]],
                 head=config.get("head"),
             )
         read_weights(model, folder)

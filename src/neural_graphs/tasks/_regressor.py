@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, Stack
+from neural_graphs.graph import Architecture, GraphBatch
 from neural_graphs.nn import Encoder
 from neural_graphs.tasks._losses import LOSSES, QUANTILES, fit_scale
 from neural_graphs.tasks._model import Model
@@ -62,7 +62,7 @@ class Regressor(Model):
         bounds: Sequence[float] = (0.0, 1.0),
         loss: str = "mse",
         head: Mapping[str, Any] | None = None,
-        architectures: Sequence[Stack] = (),
+        architectures: Sequence[Architecture] = (),
         target: str = "test_accuracy",
     ) -> None:
         if loss not in LOSSES:

@@ -65,9 +65,9 @@ class Loader:
         self._ids, inverse = np.unique(names, return_inverse=True)
         self._bucket = torch.from_numpy(inverse.astype(np.int64))
         self._graphs: list[NeuralGraph] | None = None
-        stacks = split.architectures
+        architectures = split.architectures
         counts = np.bincount(inverse)
-        size = 4 * sum(stacks[str(i)].num_parameters * int(n) for i, n in zip(self._ids, counts, strict=True))
+        size = 4 * sum(architectures[str(i)].num_parameters * int(n) for i, n in zip(self._ids, counts, strict=True))
         if size <= cache_bytes:
             self._cache()
 
@@ -76,7 +76,7 @@ class Loader:
         found: dict[str, NeuralGraph] = {}
         for name, places, values in self.split.state_dicts():
             self._row[places] = torch.arange(len(places))
-            found[name] = NeuralGraph.from_state_dict(values, stack=self.split.zoo.architectures[name], batched=True)
+            found[name] = self.split.zoo.architectures[name].graph(values)
         self._graphs = [found[str(name)] for name in self._ids]
 
     def __len__(self) -> int:
@@ -100,8 +100,7 @@ class Loader:
         """The networks at these positions, in this order."""
         if self._graphs is None:
             parts = sorted(self.split.state_dicts(positions), key=lambda part: part[0])
-            stacks = self.split.zoo.architectures
-            graphs = [NeuralGraph.from_state_dict(v, stack=stacks[name], batched=True) for name, _, v in parts]
+            graphs = [self.split.zoo.architectures[name].graph(values) for name, _, values in parts]
             batch = GraphBatch(tuple(graphs), tuple(places for _, places, _ in parts))
         else:
             buckets, index = [], []

@@ -202,6 +202,7 @@ def _fit_missing(
 
         for architecture, number, networks in missing:
             stack = writer.architectures[architecture]
+            assert isinstance(stack, Stack)
             pixels = torch.from_numpy(plan.pixels(networks)).flatten(1, 2).transpose(1, 2)
             targets = (low + (high - low) * pixels).contiguous()
             start = initial_parameters(stack, recipe.init, seed, networks)

@@ -10,6 +10,7 @@ import torch
 
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import RunError, UserError
+from neural_graphs.graph import Stack
 from neural_graphs.zoo._inr import pixel_grid
 from neural_graphs.zoo._store import Indices, Zoo, ZooSplit
 from neural_graphs.zoo.images import load_images
@@ -39,17 +40,18 @@ def render(
     coords = pixel_grid(height, width)
     chosen = networks.select(indices)
     rendered: np.ndarray | None = None
-    widest = max((max(stack.widths) for stack in chosen.architectures.values()), default=1)
+    stacks = chosen.architectures.values()
+    widest = max((max(s.widths) if isinstance(s, Stack) else s.num_parameters for s in stacks), default=1)
     batch = max(1, BUFFER // (widest * height * width))
     for start in range(0, len(chosen), batch):
         for architecture, places, values in chosen.state_dicts(slice(start, start + batch)):
             stack = networks.zoo.architectures[architecture]
-            if stack.widths[0] != 2 or any(layer.kernel for layer in stack.layers):
+            if stack.input_shape != (2,):
                 raise UserError(f"{stack} is no image: only networks with 2 inputs can be rendered")
             with torch.no_grad():
                 out = (stack.forward(values, coords) - low) / (high - low)
             if rendered is None:
-                rendered = np.empty((len(chosen), height, width, stack.widths[-1]), np.float32)
+                rendered = np.empty((len(chosen), height, width, stack.num_outputs), np.float32)
             rendered[start + places.numpy()] = out.unflatten(1, (height, width)).numpy()
     return np.empty((0, height, width, 1), np.float32) if rendered is None else rendered
 

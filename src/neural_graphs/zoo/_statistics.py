@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from neural_graphs.errors import UserError
+from neural_graphs.graph import Stack
 from neural_graphs.zoo._store import Zoo, ZooSplit
 
 BATCH = 4096  # networks in memory at once
@@ -108,6 +109,7 @@ def compare_statistics(zoo: Zoo, recipe: str | None = None, images: str | None =
     images = images or str(zoo.meta.get("source", {}).get("images"))
     published = published_statistics(recipe, images)
     ours = layer_statistics(zoo)
-    if list(ours) != list(published) or zoo.all.sole_architecture.widths[1:-1] != (32, 32):
+    stack = zoo.all.sole_architecture
+    if list(ours) != list(published) or not isinstance(stack, Stack) or stack.widths[1:-1] != (32, 32):
         raise UserError(f"the published networks have hidden layers 32-32, those of {zoo.path} are other ones")
     return [Comparison(name, ours[name], published[name]) for name in published]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neural_graphs._io import read_json
 from neural_graphs.errors import UserError
-from neural_graphs.graph._stack import Stack
+from neural_graphs.graph import Architecture, architecture_from_json
 
 if TYPE_CHECKING:
     from neural_graphs.graph import GraphBatch
@@ -42,7 +42,9 @@ class Zoo:
     ``pyarrow.Table`` with one row per network, ordered by network number.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], architectures: dict[str, Stack], table: pa.Table) -> None:
+    def __init__(
+        self, path: Path, meta: dict[str, Any], architectures: dict[str, Architecture], table: pa.Table
+    ) -> None:
         self.path, self.meta, self.architectures, self.table = path, meta, architectures, table
         self._shards: dict[str, dict[str, Tensor]] = {}
         self._shard_names, self._shard_of = _codes(table["shard"])
@@ -70,7 +72,7 @@ class Zoo:
             )
         meta = read_meta(folder)
         try:
-            architectures = {name: Stack.from_json(value) for name, value in meta["architectures"].items()}
+            architectures = {name: architecture_from_json(value) for name, value in meta["architectures"].items()}
         except (KeyError, AttributeError):
             raise UserError(f"{folder / META} does not describe its architectures") from None
         zoo = cls(folder, meta, architectures, read_table(folder))
@@ -123,8 +125,8 @@ class Zoo:
     def _shard(self, name: str) -> dict[str, Tensor]:
         """Memory-mapped tensors of a shard."""
         if name not in self._shards:
-            stack = self.architectures[self._shard_architecture[name]]
-            self._shards[name] = open_shard(self.path / WEIGHTS / name, stack)
+            architecture = self.architectures[self._shard_architecture[name]]
+            self._shards[name] = open_shard(self.path / WEIGHTS / name, architecture)
         return self._shards[name]
 
     def _gather(self, rows: np.ndarray) -> list[tuple[str, Tensor, dict[str, Tensor]]]:
@@ -138,9 +140,9 @@ class Zoo:
             groups.setdefault(self._shard_architecture[shard], []).append((positions, shard))
         found = []
         for architecture, members in groups.items():
-            stack = self.architectures[architecture]
             count = sum(len(positions) for positions, _ in members)
-            values = {name: torch.empty(count, *shape) for name, shape in stack.parameter_shapes().items()}
+            shapes = self.architectures[architecture].parameter_shapes()
+            values = {name: torch.empty(count, *shape) for name, shape in shapes.items()}
             start = 0
             for positions, shard in members:
                 tensors = self._shard(shard)
@@ -182,13 +184,13 @@ class ZooSplit:
         return len(self.rows)
 
     @property
-    def architectures(self) -> dict[str, Stack]:
+    def architectures(self) -> dict[str, Architecture]:
         """The architectures that occur in this split."""
         used = {self.zoo._architecture_names[code] for code in np.unique(self.zoo._architecture_of[self.rows])}
         return {name: self.zoo.architectures[name] for name in self.zoo.architectures if name in used}
 
     @property
-    def sole_architecture(self) -> Stack:
+    def sole_architecture(self) -> Architecture:
         """The one architecture that all networks share; ``UserError`` when they are mixed (or there are none)."""
         found = list(self.architectures.values())
         if len(found) != 1:
@@ -235,7 +237,11 @@ class ZooSplit:
         if wrong.any():
             first = int(wrong.argmax())
             number, value = self.column("network")[first], values[first]
-            what = f"{value:.6g}, outside {bounds[0]:g} to {bounds[1]:g}" if np.isfinite(value) else "missing or not finite"
+            what = (
+                f"{value:.6g}, outside {bounds[0]:g} to {bounds[1]:g}"
+                if np.isfinite(value)
+                else "missing or not finite"
+            )
             more = f" (and of {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
             raise UserError(f"{name} of network {number}{more} of {self.zoo.path} is {what}")
         return torch.from_numpy(values.astype(np.float32))
@@ -257,13 +263,10 @@ class ZooSplit:
 
     def batch(self, indices: Indices = None) -> GraphBatch:
         """The networks at these positions (all by default) as a ``GraphBatch``; errors as in ``state_dicts``."""
-        from neural_graphs.graph import GraphBatch, NeuralGraph
+        from neural_graphs.graph import GraphBatch
 
         parts = self.state_dicts(indices)
-        graphs = tuple(
-            NeuralGraph.from_state_dict(values, stack=self.zoo.architectures[name], batched=True)
-            for name, _, values in parts
-        )
+        graphs = tuple(self.zoo.architectures[name].graph(values) for name, _, values in parts)
         return GraphBatch(graphs, tuple(places for _, places, _ in parts))
 
     def _rows(self, indices: Indices) -> np.ndarray:
@@ -342,7 +345,7 @@ def _read_parquet(path: Path) -> pa.Table:
     return table
 
 
-def open_shard(path: Path, stack: Stack) -> dict[str, Tensor]:
+def open_shard(path: Path, architecture: Architecture) -> dict[str, Tensor]:
     """Memory-mapped tensors of a shard, checked against the architecture.
 
     Raises:
@@ -356,7 +359,7 @@ def open_shard(path: Path, stack: Stack) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"the shard {path} is broken or truncated ({str(error).splitlines()[0]})") from None
     counts = set()
-    for name, shape in stack.parameter_shapes().items():
+    for name, shape in architecture.parameter_shapes().items():
         if name not in found or tuple(found[name].shape[1:]) != shape:
             raise UserError(f"the shard {path} has no tensor {name} of shape [n, {', '.join(map(str, shape))}]")
         if found[name].dtype != torch.float32:

@@ -21,7 +21,7 @@ from torch import Tensor
 from neural_graphs import __version__
 from neural_graphs._io import atomic_write, write_json
 from neural_graphs.errors import UserError
-from neural_graphs.graph._stack import Stack
+from neural_graphs.graph import Architecture
 from neural_graphs.zoo._store import (
     FORMAT,
     META,
@@ -52,14 +52,14 @@ class ZooWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], architectures: Mapping[str, Stack], meta: Mapping[str, Any]
+        self, path: str | os.PathLike[str], architectures: Mapping[str, Architecture], meta: Mapping[str, Any]
     ) -> None:
         self.path = Path(path)
         self.architectures = dict(architectures)
         self.meta: dict[str, Any] = {
             "format": FORMAT,
             **meta,
-            "architectures": {name: stack.to_json() for name, stack in architectures.items()},
+            "architectures": {name: architecture.to_json() for name, architecture in architectures.items()},
             "versions": {
                 "neural_graphs": __version__,
                 "torch": torch.__version__,
@@ -136,10 +136,10 @@ class ZooWriter:
         for file in (self.path / TABLE, *fragments(self.path), *(self.path / WEIGHTS).glob("[!.]*.safetensors")):
             file.unlink(missing_ok=True)
 
-    def add_architectures(self, architectures: Mapping[str, Stack]) -> None:
+    def add_architectures(self, architectures: Mapping[str, Architecture]) -> None:
         """Make known architectures that were met on the way, before the first shard of each."""
         self.architectures |= architectures
-        self.meta["architectures"] |= {name: stack.to_json() for name, stack in architectures.items()}
+        self.meta["architectures"] |= {name: architecture.to_json() for name, architecture in architectures.items()}
         write_json(self.path / META, self.meta)
 
     @property
