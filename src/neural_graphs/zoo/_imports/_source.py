@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Architecture, Stack
+from neural_graphs.graph import Architecture
 from neural_graphs.zoo._store import SPLITS
 
 ACCURACIES = ("train_accuracy", "test_accuracy")
