@@ -7,17 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, NeuralGraph
+from neural_graphs.graph import GraphBatch, NeuralGraph, Stack, trace
 from neural_graphs.nn import DeltaHead, Normalization, create_encoder
-from neural_graphs.testing import assert_equivariant, assert_invariant
+from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph
 
 SMALL: dict[str, Any] = {"edge_width": 6, "attention_width": 12, "hidden": 10, "edge_hidden": 7, "heads": 3}
 KINDS: dict[str, dict[str, Any]] = {
     "ng-gnn": {"name": "ng-gnn"},
     "ng-t blocks": {"name": "ng-t", "attention": "blocks", **SMALL},
     "ng-t all": {"name": "ng-t", "attention": "all", **SMALL},
+    "scale-gmn": {"name": "scale-gmn", "edge_width": 6, "bidirectional": True},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -29,7 +31,7 @@ def reader(build: Any, needed: Any) -> Any:
         encoder.fit_normalization(graphs)
         with torch.no_grad():  # those that start at 0
             for name, parameter in encoder.named_parameters():
-                if ".kind." in name:
+                if name.endswith("kind.weight"):
                     parameter.normal_()
         return encoder
 
@@ -50,6 +52,7 @@ def test_networks_of_all_kinds_in_one_batch(
 ) -> None:
     """One model reads them all, each as alone; gradients reach every parameter."""
     graphs = [traced(name, 2) for name in architectures if name != "causal text"]  # as a graph the same as "text"
+    graphs.append(random_graph(Stack.mlp((2, 4, 3), "tanh"), 2))  # with neurons that may change their sign
     encoder = reader(kind, *graphs)
     together = encoder(GraphBatch.of(graphs))
     for k, graph in enumerate(graphs):
@@ -106,7 +109,7 @@ def test_kinds_of_blocks_are_told_apart(kind: dict[str, Any], reader: Any, trace
     encoder = reader(kind, graph)
     if kind.get("attention") != "all":  # where queries and keys of the same neurons are added up
         assert (seen(encoder, graph) - seen(encoder, other)).abs().max() > 1e-4
-    torch.nn.init.zeros_(encoder.embedding.kind.weight)
+    torch.nn.init.zeros_(next(p for name, p in encoder.named_parameters() if name.endswith("kind.weight")))
     assert torch.equal(seen(encoder, graph), seen(encoder, other))
     removed = replace(graph.spec, blocks=tuple(b for b in graph.spec.blocks if b.kind != "identity"))
     cut = NeuralGraph.pack(removed, graph.to_state_dict(batched=True))
@@ -126,6 +129,30 @@ def test_rows_of_tables_are_told_apart(reader: Any, traced: Any) -> None:
             assert torch.pdist(place).min() > 0.1
         elif nodes.role == "hidden":
             assert place.shape == (1, encoder.width)
+
+
+class TwoBiases(torch.nn.Module):
+    """Neurons of three kinds, each with two values that its scale or sign multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(a, b) for a, b in ((2, 4), (4, 3), (3, 4), (4, 2)))
+        self.more = torch.nn.ParameterList(torch.randn(n) for n in (4, 3, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer, more, act in zip(self.layers, self.more, (torch.tanh, torch.relu, F.gelu), strict=False):
+            x = act(layer(x) + more)
+        return self.layers[3](x)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_scales_and_signs_of_several_values(bidirectional: bool, reader: Any) -> None:
+    torch.manual_seed(0)
+    graph = trace(TwoBiases().double().eval(), torch.zeros(1, 2, dtype=torch.float64))
+    assert {rescaling.kind for rescaling in graph.symmetries.rescalings} == {"scale", "sign"}
+    encoder = reader({**KINDS["scale-gmn"], "bidirectional": bidirectional}, graph)
+    assert encoder.reading.node_features == ("bias", "bias#2")
+    assert_equivariant(encoder, graph, kinds=("permutation", "scale", "sign"), spread=1e3)
 
 
 # -- the twin of the embeddings -------------------------------------------------------------------------------------------
@@ -171,7 +198,7 @@ def test_one_bias_is_read_as_ever(build: Any, traced: Any, needed: Any) -> None:
     graph = traced("flattening")
     arguments = needed([graph])
     wide = {key: arguments[key] for key in ("kernel", "max_io")}
-    for kind in KINDS.values():
+    for kind in list(KINDS.values())[:3]:
         plain, rich = build(**kind, **wide), build(**kind, **arguments | {"block_kinds": ["identity"]})
         more = set(rich.state_dict()) - set(plain.state_dict())
         assert more == {"embedding.kind.weight", "embedding.activation.weight"}
@@ -207,7 +234,8 @@ def test_changes(kind: dict[str, Any], architecture: str, reader: Any, traced: A
         encoder.width,
         encoder.edge_width,
         arguments["kernel"],
-        encoder.reverse_edges,
+        len(encoder(graph).edges[0]) == 2 * len(graph.spec.blocks),
+        encoder(graph).rescaled,
         node_features=arguments["node_features"],
     ).double()
     for scale in (*head.weight_scale.values(), *head.bias_scale.values()):
@@ -251,7 +279,7 @@ def test_networks_that_do_not_fit_are_refused(name: str, without: str, message: 
     del arguments[without]
     if without == "activations":
         arguments["activations"] = ["sine"]
-    for kind in ("ng-gnn", "ng-t"):
+    for kind in ("ng-gnn", "ng-t", "scale-gmn"):
         encoder = create_encoder(kind, width=8, layers=1, **arguments).double()
         for call in (encoder.check_readable, encoder):
             with pytest.raises(UserError, match=message):
@@ -269,6 +297,6 @@ def test_networks_that_do_not_fit_are_refused(name: str, without: str, message: 
     ],
 )
 def test_wrong_names_are_refused(arguments: dict[str, Any], message: str) -> None:
-    for name in ("ng-gnn", "ng-t"):
+    for name in ("ng-gnn", "ng-t", "scale-gmn"):
         with pytest.raises(UserError, match=message):
             create_encoder(name, **arguments)

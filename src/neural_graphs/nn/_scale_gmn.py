@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
-from neural_graphs.nn._embedding import DepthEmbedding, PositionEmbedding, pad_kernel
+from neural_graphs.nn._embedding import (
+    ActivationEmbedding,
+    DepthEmbedding,
+    KindEmbedding,
+    PositionEmbedding,
+    pad_kernel,
+)
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
 from neural_graphs.nn._gauge import Gauge, fix_gauge, units
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source
 from neural_graphs.nn._registry import register_encoder
 from neural_graphs.nn._signed import EdgeGate, Layout, SignedLayer, bounded
-from neural_graphs.nn._slots import Reading
+from neural_graphs.nn._slots import BIAS_ONLY, Reading, slots_of
 
 
 @register_encoder("scale-gmn")
@@ -52,11 +58,16 @@ class ScaleGMN(Encoder):
         edge_width: size of edge embeddings; the time of a step grows with it, that of nodes with ``width``.
         probes: number K of learned probe inputs (0: weights alone). A neuron's responses multiply like its embedding.
         inputs: number of inputs of the networks; needed for probes.
+        probe_shape: ``(c, h, w)``: probes are images; ``()``: vectors of ``inputs`` numbers.
         dropout: inside the MLPs of nodes.
         kernel: largest kernel ``(kh, kw)`` of any convolution (or flattened map) in the zoo.
         max_io: number of learned embeddings of single input and output neurons.
         probe_generator: "points" (free), or "deep-linear" (ProbeGen): see ``ProbeFeatures``.
         probe_reads: "neurons", or "outputs": only output neurons get their responses.
+        node_features, block_kinds, activations: as those of ``NGGNN``. Nothing is lost by them: a unit with a scale or sign
+            has it in all its values (see ``units``), and kinds and activations stand where layers do, as something that no
+            symmetry changes. Neurons in front of normalisation, and those of attention, have no factor here: their
+            rescalings are of other forms.
 
     Phases are exact too, by folding biases of sines into half a turn: a bias that moves across its end makes embeddings
     jump, since there the sign of the neuron changes. Networks that this model cannot read raise ``UserError``, as those of
@@ -76,8 +87,13 @@ class ScaleGMN(Encoder):
         max_io: int = 16,
         probe_generator: str = "points",
         probe_reads: str = "neurons",
+        node_features: Sequence[str] = BIAS_ONLY,
+        block_kinds: Sequence[str] = (),
+        activations: Sequence[str] = (),
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
+        self.reading = Reading.of(node_features, block_kinds, activations)
         if min(layers, width, edge_width, max_io) < 1 or probes < 0:
             raise UserError("scale-gmn: width, layers, edge_width and max_io must be positive, probes not negative")
         self.width, self._edge_width, self.bidirectional = width, edge_width, bidirectional
@@ -88,8 +104,8 @@ class ScaleGMN(Encoder):
         nn.init.normal_(self.weight.weight, std=math.prod(self.kernel) ** -0.5)
         self.position = PositionEmbedding(width, max_io)
         self.depth = DepthEmbedding(edge_width)
-        self.inputs = inputs
-        self.probes = probe_source(probe_generator, probes, inputs) if probes else None
+        self.inputs, self.probe_shape = inputs, tuple(probe_shape)
+        self.probes = probe_source(probe_generator, probes, inputs, shape=probe_shape) if probes else None
         if probe_reads not in get_args(ProbeReads):
             raise UserError(f"probes cannot read {probe_reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
         roles = ("input", "hidden", "output") if probe_reads == "neurons" else ("output",)
@@ -103,6 +119,12 @@ class ScaleGMN(Encoder):
             nn.Linear(2 * width, width), nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width)
         )
         self.norm = nn.LayerNorm(width)
+        more = len(self.reading.node_features) - 1
+        self.more_features = nn.Linear(more, width, bias=False) if more else None
+        if self.more_features is not None:
+            nn.init.normal_(self.more_features.weight)
+        self.kind = KindEmbedding(self.reading.block_kinds, edge_width) if block_kinds else None
+        self.activation = ActivationEmbedding(self.reading.activations, width) if activations else None
 
     @property
     def edge_width(self) -> int:
@@ -112,9 +134,9 @@ class ScaleGMN(Encoder):
         self.normalization = Normalization.fit(fix_gauge(graph).graph for graph in graphs).uncentred()
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        Reading().check(graph.spec, self.kernel, self.position.max_io)
+        self.reading.check(graph.spec, self.kernel, self.position.max_io)
         if self.probes is not None:
-            check_probed(graph, self.inputs)
+            check_probed(graph, self.inputs, self.probe_shape)
 
     def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], reads: Reads = "edges") -> Encoding:
         """``reads`` says what of the result is used; the rest is returned as None."""
@@ -130,7 +152,7 @@ class ScaleGMN(Encoder):
         self.check_readable(graph)
         gauge, spec = fix_gauge(graph), graph.spec
         layout = Layout.of(spec, tuple(unit.sign for unit in units(spec)))
-        position = layout.join({s: self.position(spec, s).expand(n.size, -1) for s, n in enumerate(spec.node_sets)})
+        position = layout.join({s: self._place(spec, s).expand(n.size, -1) for s, n in enumerate(spec.node_sets)})
         x = self._nodes(graph, gauge, layout, position)
         edges = self._edges(gauge)
         for layer, gate in zip(self.layers, self.gates, strict=True):
@@ -150,9 +172,32 @@ class ScaleGMN(Encoder):
             gauge.edges(block, e, reverse) for reverse in ways for block, e in zip(spec.blocks, edges, strict=True)
         )
 
+    def _place(self, spec: GraphSpec, s: int) -> Tensor:
+        """``[n or 1, F]``: what tells a node set, or its neurons, from others and no symmetry changes."""
+        nodes, position = spec.node_sets[s], self.position(spec, s)
+        if self.activation is None or nodes.role != "hidden":
+            return position
+        return position + self.activation(nodes.activation.kind)
+
+    def _features(self, gauge: Gauge, layout: Layout) -> Tensor:
+        """``[B, N, slots]``, 0 for what a neuron lacks."""
+        found, names = {}, self.reading.node_features
+        for s, (nodes, x) in enumerate(
+            zip(gauge.graph.spec.node_sets, self.normalization.biases(gauge.graph), strict=True)
+        ):
+            slots = slots_of(nodes)
+            if slots not in ((), names):
+                zero = torch.zeros_like(x[..., :1])
+                x = torch.cat([x[..., (k := slots.index(n)) : k + 1] if n in slots else zero for n in names], -1)
+            found[s] = x if x.shape[-1] == len(names) else x.new_zeros(*x.shape[:2], len(names))
+        return layout.join(found)
+
     def _nodes(self, graph: NeuralGraph, gauge: Gauge, layout: Layout, position: Tensor) -> Tensor:
-        """``[B, N, F]``: biases (and responses), times the layer's embedding for units with a sign, plus it for others."""
-        x = self.bias(layout.join(dict(enumerate(self.normalization.biases(gauge.graph)))))
+        """``[B, N, F]``: node features and responses, times the layer's embedding for units with a sign, else plus it."""
+        features = self._features(gauge, layout)
+        x = self.bias(features[..., :1])
+        if self.more_features is not None:
+            x = x + self.more_features(features[..., 1:])
         if self.probes is not None:
             points = self.probes.points.to(x.dtype)
             found = {}
@@ -166,7 +211,7 @@ class ScaleGMN(Encoder):
         return torch.cat([odd * (1 + position[: layout.odd]), even + position[layout.odd :]], 1)
 
     def _edges(self, gauge: Gauge) -> list[Tensor]:
-        """``[B, n_out, n_in / groups, E]`` per block: weights, times the layer's embedding. A residual is a weight of 1."""
+        """``[B, n_out, n_in / groups, E]`` per block: weights, or 1 for none, times the embedding of layer and kind."""
         spec, found = gauge.graph.spec, []
         for block, w in zip(spec.blocks, self.normalization.weights(gauge.graph), strict=True):
             if block.features:
@@ -174,7 +219,10 @@ class ScaleGMN(Encoder):
             else:
                 w = pad_kernel(w.new_ones(*w.shape[:-1], 1), 1, (), self.kernel)
             depth = spec.node_sets[block.target].depth
-            map_ = self.weight.weight * (1 + self.depth(depth, spec.depth - depth)).unsqueeze(-1)
+            place = 1 + self.depth(depth, spec.depth - depth)
+            if self.kind is not None and (kind := self.kind(block.kind)) is not None:
+                place = place + kind
+            map_ = self.weight.weight * place.unsqueeze(-1)
             found.append(F.linear(w, map_))
         return found
 

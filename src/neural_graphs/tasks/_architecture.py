@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,7 +110,6 @@ def encoder_arguments(encoder: Mapping[str, Any], architectures: Sequence[Archit
     return {**encoder, **{key: facts[key] for key in missing if key in facts}}
 
 
-@lru_cache(maxsize=4096)
 def structure(architecture: Architecture) -> GraphSpec:
     """The structure that networks of an architecture have as graphs."""
     if isinstance(architecture, Stack):
