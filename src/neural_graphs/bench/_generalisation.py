@@ -189,6 +189,7 @@ def _taus(
             [kendall_tau(true[mask], predicted[mask]) for true, predicted in tables],
             ", ".join(filter(None, (variant, part))),
             networks=int(mask.sum()),
+            part=part,
             **about,
         )
         for part, mask in masks.items()

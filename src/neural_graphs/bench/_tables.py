@@ -17,8 +17,11 @@ START, END = "<!-- results -->", "<!-- /results -->"
 
 _SHARES = ("accuracy", "share")
 
-_ACCURACIES = ("inr-", "encoders-", "options-", "architectures")
-"""Experiments (how their names start) that compare accuracies, a line per method."""
+_ACCURACIES = ("inr-", "encoders-", "options-", "architectures", "generalisation-")
+"""Experiments (how their names start) that compare methods by one figure, a line per method and part of the test set."""
+
+_HEADLINES = {"test_accuracy": "val_accuracy", "kendall_tau": "val_kendall_tau"}
+"""That figure, and the same on validation."""
 
 _LONG = ("encoders-", "options-")
 """Experiments that the README leaves to the page of results."""
@@ -46,10 +49,12 @@ def readme_table(results: str | os.PathLike[str] = "results") -> str:
             continue
         if result["experiment"].startswith(_LONG):
             continue
-        shown = ("test_accuracy", "speedup", "memory_ratio") if result["experiment"] != "fit" else ("speedup",)
+        shown = (*_HEADLINES, "speedup", "memory_ratio") if result["experiment"] != "fit" else ("speedup",)
         rows = [r for r in result["rows"] if r["metric"] in shown]
         if result["experiment"] == "architectures":
             rows = [r for r in rows if r["variant"].endswith(("trained on", "architectures never seen"))]
+        if result["experiment"].startswith("generalisation-"):
+            rows = [r for r in rows if not r.get("part")]
         title = TITLES.get(result["experiment"], result["experiment"])
         for entry in rows:
             name = " ".join(filter(None, (entry["method"], entry["variant"])))
@@ -132,9 +137,9 @@ def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
     found = {(r["method"], r["variant"], r["metric"]): r for r in rows}
     lines: list[tuple[str, ...]] = []
     for (method, variant, metric), test in found.items():
-        if metric != "test_accuracy":
+        if metric not in _HEADLINES:
             continue
-        val = found.get((method, variant, "val_accuracy"))
+        val = found.get((method, variant, _HEADLINES[metric]))
         per_epoch = test["seconds"] / test["epochs"] if "seconds" in test else None
         more = [f"{test['networks']} networks"] if "networks" in test else []
         more += [f"commit {test['commit']}"] if "commit" in test else []
