@@ -217,12 +217,20 @@ def batchable() -> Iterator[None]:
 # -- samples ----------------------------------------------------------------------------------------------------------------
 
 
+def recorded_shapes(trace: Trace) -> list[tuple[int, ...]]:
+    """The shapes of the input tensors of the example that was recorded, samples first."""
+    return [tuple(value.shape) for value in _recorded(trace)]
+
+
+def _recorded(trace: Trace) -> list[Tensor]:
+    captured = trace.captured
+    return [n.meta["val"] for n in captured.graph.nodes if captured.sources.get(n.name, ("",))[0] == "input"]
+
+
 def _pieces(trace: Trace, inputs: Any) -> tuple[list[list[Tensor]], int | None]:
     """The inputs in pieces of the recorded number of samples, the last one filled up with its first sample, and how many
     samples there are (None when the recorded inputs have no common first axis)."""
-    recorded = [
-        n.meta["val"] for n in trace.captured.graph.nodes if trace.captured.sources.get(n.name, ("",))[0] == "input"
-    ]
+    recorded = _recorded(trace)
     given = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if len(given) != len(recorded):
         raise UserError(f"the traced module takes {len(recorded)} input tensors, not {len(given)}")

@@ -30,7 +30,7 @@ class Combined(Encoder):
         width, layers: those of every part that does not say otherwise; 0 leaves the part's own default.
         inputs, outputs, kernel, max_io, seed: passed to the parts that take them and do not say otherwise;
             ``outputs`` is the number of output neurons of every network read.
-        node_features, block_kinds, activations: likewise, where they are given.
+        node_features, block_kinds, activations, probe_shape: likewise, where they are given.
 
     Raises ``UserError`` for unknown parts or arguments, and for networks with another number of outputs.
     """
@@ -50,13 +50,15 @@ class Combined(Encoder):
         node_features: Sequence[str] = (),
         block_kinds: Sequence[str] = (),
         activations: Sequence[str] = (),
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if not parts:
             raise UserError("combined: give at least one encoder in parts")
         shared = {"inputs": inputs, "outputs": outputs, "kernel": list(kernel), "max_io": max_io, "seed": seed}
         optional = {"width": width, "layers": layers, "node_features": node_features, "block_kinds": block_kinds}
-        shared |= {key: value for key, value in {**optional, "activations": activations}.items() if value}
+        optional = {**optional, "activations": activations, "probe_shape": probe_shape}
+        shared |= {key: value for key, value in optional.items() if value}
         self.parts = nn.ModuleList(_part(part, shared) for part in parts)
         self.outputs = outputs
         sizes = [part.width * (1 if part.vectors else outputs) for part in self._encoders]

@@ -13,7 +13,7 @@ from neural_graphs.graph import Block, GraphSpec, NeuralGraph
 from neural_graphs.nn._edges import fourier_embedding
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._plan import Direction
-from neural_graphs.nn._probes import ProbeFeatures, check_probed
+from neural_graphs.nn._probes import ProbeFeatures
 from neural_graphs.nn._slots import BIAS_ONLY, Reading, check_extent, is_table, slots_of
 
 Nodes = dict[int, Tensor]
@@ -52,6 +52,7 @@ class GraphEmbedding(nn.Module):
         node_features: Sequence[str] = BIAS_ONLY,
         block_kinds: Sequence[str] = (),
         activations: Sequence[str] = (),
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.reading = Reading.of(node_features, block_kinds, activations)
@@ -64,7 +65,9 @@ class GraphEmbedding(nn.Module):
         self.edge_in = nn.Linear(edge_width, edge_width)
         self.node_in = nn.Linear(width, width)
         self.position = PositionEmbedding(width, max_io)
-        self.probes = ProbeFeatures(probes, inputs, width, probe_generator, probe_reads) if probes else None
+        self.probes = (
+            ProbeFeatures(probes, inputs, width, probe_generator, probe_reads, probe_shape) if probes else None
+        )
         self.more_features = nn.ModuleList(
             RawEmbedding(1, width, fourier, sigma, generator) for _ in self.reading.node_features[1:]
         )
@@ -74,7 +77,7 @@ class GraphEmbedding(nn.Module):
     def check_readable(self, graph: NeuralGraph) -> None:
         self.reading.check(graph.spec, self.kernel, self.position.max_io)
         if self.probes is not None:
-            check_probed(graph, self.probes.inputs)
+            self.probes.check_readable(graph)
 
     def nodes(self, graph: NeuralGraph, normalization: Normalization) -> Nodes:
         """Embeddings ``[B, n_s, F]`` of all node sets."""

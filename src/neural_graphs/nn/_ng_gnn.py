@@ -31,6 +31,7 @@ class NGGNN(Encoder):
         layers: message-passing layers.
         probes: number K of learned probe inputs (0: weights alone).
         inputs: number of inputs of the networks; needed for probes, and an upper bound is ``max_io`` otherwise.
+        probe_shape: ``(c, h, w)`` makes probes images, for networks that read such; ``()``: vectors of ``inputs`` numbers.
         probe_generator: "points" (free), or "deep-linear" (ProbeGen): see ``ProbeFeatures``.
         probe_reads: "neurons", or "outputs": only output neurons get their responses.
         reverse_edges: pass messages both ways, edge features ``[w, 0, w]`` and ``[0, w, w]``.
@@ -75,6 +76,7 @@ class NGGNN(Encoder):
         node_features: Sequence[str] = BIAS_ONLY,
         block_kinds: Sequence[str] = (),
         activations: Sequence[str] = (),
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if layers < 1 or width < 1 or probes < 0 or fourier < 0 or max_io < 1:
@@ -96,6 +98,7 @@ class NGGNN(Encoder):
             node_features=node_features,
             block_kinds=block_kinds,
             activations=activations,
+            probe_shape=probe_shape,
         )
         self.layers = nn.ModuleList(NGGNNLayer(width, edge_mlp=i < layers - 1) for i in range(layers))
         self.average_log_degree: Tensor

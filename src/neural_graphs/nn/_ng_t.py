@@ -36,7 +36,7 @@ class NGT(Encoder):
         heads: of attention.
         attention: "blocks": a neuron attends to itself, to those it reads and to those that read it. "all": to every
             neuron of its network, as in the paper.
-        probes, inputs, probe_generator, probe_reads: as those of ``NGGNN``.
+        probes, inputs, probe_generator, probe_reads, probe_shape: as those of ``NGGNN``.
         reverse_edges: edge features ``[w, 0, w]``, seen from a weight's input neuron, and ``[0, w, w]``, seen from its
             output neuron. Without (the paper's INR classifiers): ``[w]`` and, as for pairs without a weight, ``[0]``.
         fourier, sigma, kernel, max_io, seed: as those of ``NGGNN``.
@@ -75,6 +75,7 @@ class NGT(Encoder):
         node_features: Sequence[str] = BIAS_ONLY,
         block_kinds: Sequence[str] = (),
         activations: Sequence[str] = (),
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if min(width, edge_width, attention_width, hidden, edge_hidden, layers, heads, max_io) < 1:
@@ -103,6 +104,7 @@ class NGT(Encoder):
             node_features=node_features,
             block_kinds=block_kinds,
             activations=activations,
+            probe_shape=probe_shape,
         )
         self.layers = nn.ModuleList(
             NGTLayer(width, edge_width, attention_width, hidden, heads, dropout) for _ in range(layers)

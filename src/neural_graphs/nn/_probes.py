@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import NeuralGraph
+from neural_graphs.graph import NeuralGraph, Stack
+from neural_graphs.graph._convolution import map_sizes
+from neural_graphs.graph._responses import recorded_shapes
 
 ProbeGenerator = Literal["points", "deep-linear"]
 """Where probes come from: free points, or a deep linear generator."""
 
 ProbeReads = Literal["neurons", "outputs"]
 """Whose responses are read: every neuron's, or only those of the output neurons."""
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of an image."""
 
 
 class LearnedProbes(nn.Module):
@@ -60,46 +67,146 @@ class DeepLinearProbes(nn.Module):
         return self.maps(self.latents)
 
 
-def probe_source(generator: str, probes: int, inputs: int, depth: int = 2) -> LearnedProbes | DeepLinearProbes:
-    """The module whose ``points`` are the current probes; ``depth`` is that of a deep linear generator."""
-    if generator == "points":
-        return LearnedProbes(probes, inputs)
-    if generator == "deep-linear":
-        return DeepLinearProbes(probes, inputs, depth)
-    raise UserError(f"unknown generator of probes {generator!r}: choose one of {', '.join(get_args(ProbeGenerator))}")
+class LearnedImages(nn.Module):
+    """K free images, initially smooth and of standard deviation 1; ``points`` is ``[K, c, h, w]``."""
+
+    def __init__(self, probes: int, shape: Shape) -> None:
+        super().__init__()
+        self.points = nn.Parameter(smooth_images(probes, shape))
 
 
-def check_probed(graph: NeuralGraph, inputs: int) -> None:
-    """Raise ``UserError`` when probes of ``inputs`` values cannot be run through networks like ``graph``."""
-    if graph.spec.num_inputs != inputs:
+class DeepLinearImages(nn.Module):
+    """K learned latents ``[K, latent]`` through transposed convolutions without activations, and a last tanh (ProbeGen).
+
+    ``points`` is ``[K, c, h, w]`` between -2 and 2, about where normalised images lie; images start smooth. The first map
+    writes a small image, each of the others doubles its sides and halves its channels, and what is too much is cut off.
+    """
+
+    def __init__(self, probes: int, shape: Shape, depth: int = 4, latent: int = 32) -> None:
+        super().__init__()
+        if depth < 1:
+            raise UserError(f"a probe generator has at least one linear map, not {depth}")
+        channels, *self.sides = shape
+        first = [-(-side // 2 ** (depth - 1)) for side in self.sides]
+        widths = [latent, *(16 * 2**k for k in reversed(range(depth - 1))), channels]
+        maps = [nn.ConvTranspose2d(widths[0], widths[1], (first[0], first[1]))]
+        maps += [nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in itertools.pairwise(widths[1:])]
+        self.maps = nn.Sequential(*maps)
+        self.latents = nn.Parameter(torch.randn(probes, latent))
+        with torch.no_grad():
+            doubling = torch.tensor([0.25, 0.75, 0.75, 0.25])  # linear interpolation
+            smooth = torch.outer(doubling, doubling)
+            for number, layer in enumerate(maps):
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                if number:
+                    mixed = torch.randn(*layer.weight.shape[:2], 1, 1) * smooth + 0.1 * torch.randn(layer.weight.shape)
+                    layer.weight.copy_(mixed)
+                else:
+                    layer.weight.copy_(smooth_images(latent, (widths[1], first[0], first[1])))
+                layer.weight /= self.maps[: number + 1](self._seeds()).std().clamp_min(1e-6)
+
+    def _seeds(self) -> Tensor:
+        return self.latents.unsqueeze(-1).unsqueeze(-1)
+
+    @property
+    def points(self) -> Tensor:
+        images = self.maps(self._seeds())[:, :, : self.sides[0], : self.sides[1]]
+        return 2 * torch.tanh(images)
+
+
+def smooth_images(count: int, shape: Shape) -> Tensor:
+    """Random images ``[count, c, h, w]`` with equal power in every octave, as natural ones have; standard deviation 1."""
+    channels, height, width = shape
+    images = torch.zeros(count, channels, height, width)
+    for octave in range(max(height, width).bit_length()):
+        coarse = torch.randn(count, channels, min(2**octave, height), min(2**octave, width))
+        images += F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
+    return images / images.square().mean().sqrt()
+
+
+Source = LearnedProbes | DeepLinearProbes | LearnedImages | DeepLinearImages
+
+
+def probe_source(generator: str, probes: int, inputs: int, depth: int = 0, shape: Sequence[int] = ()) -> Source:
+    """The module whose ``points`` are the current probes: vectors of ``inputs`` numbers, or images of ``shape``.
+
+    ``depth`` counts the maps of a deep linear generator; 0 makes it 2 for vectors and 4 for images.
+    """
+    if generator not in get_args(ProbeGenerator):
+        raise UserError(
+            f"unknown generator of probes {generator!r}: choose one of {', '.join(get_args(ProbeGenerator))}"
+        )
+    if not shape:
+        return LearnedProbes(probes, inputs) if generator == "points" else DeepLinearProbes(probes, inputs, depth or 2)
+    if len(shape) != 3 or min(shape) < 1:
+        raise UserError(f"probe_shape is channels, height and width of an image, not {list(shape)}")
+    image = (int(shape[0]), int(shape[1]), int(shape[2]))
+    return LearnedImages(probes, image) if generator == "points" else DeepLinearImages(probes, image, depth or 4)
+
+
+def check_probed(graph: NeuralGraph, inputs: int, shape: Sequence[int] = ()) -> None:
+    """Raise ``UserError`` when probes of ``inputs`` values, or images of ``shape``, cannot be run through networks like
+    ``graph``."""
+    if not shape and graph.spec.num_inputs != inputs:
         raise UserError(f"this model probes networks of {inputs} inputs, this one has {graph.spec.num_inputs}")
-    if graph.stack is None and graph.trace is None:
+    if graph.stack is not None:
+        if shape:
+            _check_images(graph.stack, (shape[0], shape[1], shape[2]))
+        elif graph.stack.layers[0].kernel:
+            raise UserError(
+                "this model probes networks with vectors, and this one reads images: create the encoder with "
+                f"probe_shape=[{inputs}, height, width]"
+            )
+    elif graph.trace is not None:
+        wanted = tuple(shape) or (inputs,)
+        recorded = recorded_shapes(graph.trace)
+        if len(recorded) != 1 or recorded[0][1:] != wanted:
+            own = " and ".join("x".join(map(str, one[1:])) for one in recorded)
+            raise UserError(
+                f"this model probes networks with inputs of {'x'.join(map(str, wanted))}, this one reads {own or 'none'}"
+            )
+    else:
         raise UserError("this model probes networks, and this graph holds no executable architecture")
+
+
+def _check_images(stack: Stack, shape: Shape) -> None:
+    try:
+        map_sizes(stack, shape)
+    except UserError as error:
+        raise UserError(f"this model probes networks with images, and {error}") from None
 
 
 class ProbeFeatures(nn.Module):
     """K learned inputs; each neuron's K responses become a node feature (Kofinas et al. 2024, section on probe features).
 
-    The networks run on their raw weights. Responses go through ``Linear(K, F)`` and ``LayerNorm``, one pair each for
-    inputs, hidden neurons and outputs, so that any depth can be read. Networks of one batch may differ in everything but
-    their number of inputs. Traced modules are probed too, if they read vectors ``[K, inputs]``.
+    Inputs are vectors, or (beyond the paper) images, to which a channel responds with its mean over positions behind the
+    activation. The networks run on their raw weights. Responses go through ``Linear(K, F)`` and ``LayerNorm``, one pair each
+    for inputs, hidden neurons and outputs, so that any depth can be read. Networks of one batch may differ in everything but
+    what inputs they read. Traced modules are probed too, if they were recorded on such inputs.
 
     Args:
         probes: K.
         inputs: number of inputs of every network.
         width: F.
-        generator: "points" (free), or "deep-linear" (see ``DeepLinearProbes``).
+        generator: "points" (free), or "deep-linear" (see ``DeepLinearProbes`` and ``DeepLinearImages``).
         reads: "neurons", or "outputs": only output neurons get a feature.
+        shape: ``(c, h, w)``: probes are images; ``()``: vectors of ``inputs`` numbers.
     """
 
     def __init__(
-        self, probes: int, inputs: int, width: int, generator: str = "points", reads: str = "neurons", depth: int = 2
+        self,
+        probes: int,
+        inputs: int,
+        width: int,
+        generator: str = "points",
+        reads: str = "neurons",
+        shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if reads not in get_args(ProbeReads):
             raise UserError(f"probes cannot read {reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
-        self.inputs, self.width = inputs, width
-        self.source = probe_source(generator, probes, inputs, depth)
+        self.inputs, self.width, self.shape = inputs, width, tuple(shape)
+        self.source = probe_source(generator, probes, inputs, shape=self.shape)
         roles = ("input", "hidden", "output") if reads == "neurons" else ("output",)
         self.projections = nn.ModuleDict(
             {role: nn.Sequential(nn.Linear(probes, width), nn.LayerNorm(width)) for role in roles}
@@ -107,12 +214,16 @@ class ProbeFeatures(nn.Module):
 
     @property
     def points(self) -> Tensor:
-        """The current probes ``[K, inputs]``."""
+        """The current probes ``[K, inputs]`` or ``[K, c, h, w]``."""
         return self.source.points
+
+    def check_readable(self, graph: NeuralGraph) -> None:
+        """Raise ``UserError`` when networks like ``graph`` cannot be probed."""
+        check_probed(graph, self.inputs, self.shape)
 
     def forward(self, graph: NeuralGraph) -> list[Tensor | None]:
         """Features per node set, ``[B, n, F]``; None for sets that are not read."""
-        check_probed(graph, self.inputs)
+        self.check_readable(graph)
         points = self.points.to(graph.dtype)
         found: list[Tensor | None] = []
         for node_set, value in zip(graph.spec.node_sets, graph.responses(points), strict=True):

@@ -24,7 +24,8 @@ class Probing(Encoder):
     With ``probe_reads="outputs"`` this is ProbeGen (Kahana et al. 2025): it sees what networks compute, never their
     weights, so whatever leaves the function alone leaves the vector alone. ``"neurons"`` also reads inside: each hidden
     neuron is a token, its K responses, and tokens are pooled over layers (after HiddenProbe). Any mixture of architectures
-    with these numbers of inputs and outputs is read, traced modules on vectors included.
+    with such inputs and so many outputs is read, traced modules included. Probes are vectors or images; a channel's response
+    to an image is its mean over positions.
 
     Args:
         width: of the perceptron and the vector.
@@ -33,9 +34,10 @@ class Probing(Encoder):
         inputs: number of inputs of every network.
         outputs: number of outputs of every network.
         probe_generator: "deep-linear" (ProbeGen), or "points" (free, "vanilla probing").
-        generator_depth: linear maps of the deep linear generator.
+        generator_depth: linear maps of the deep linear generator; 0: 2 for vectors, 4 for images.
         probe_reads: "outputs" or "neurons".
         dropout: after every layer of the perceptron.
+        probe_shape: ``(c, h, w)``: probes are images; ``()``: vectors of ``inputs`` numbers.
 
     ``fit_normalization`` also measures mean and standard deviation of each output over the zoo and the probes, with which
     responses are standardised. Other numbers of inputs or outputs, and graphs that cannot be run, raise ``UserError``.
@@ -51,9 +53,10 @@ class Probing(Encoder):
         inputs: int = 2,
         outputs: int = 1,
         probe_generator: str = "deep-linear",
-        generator_depth: int = 2,
+        generator_depth: int = 0,
         probe_reads: str = "outputs",
         dropout: float = 0.0,
+        probe_shape: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if min(width, layers, probes, inputs, outputs) < 1:
@@ -61,7 +64,8 @@ class Probing(Encoder):
         if probe_reads not in get_args(ProbeReads):
             raise UserError(f"probes cannot read {probe_reads!r}: choose one of {', '.join(get_args(ProbeReads))}")
         self.width, self.inputs, self.outputs = width, inputs, outputs
-        self.probes = probe_source(probe_generator, probes, inputs, generator_depth)
+        self.probe_shape = tuple(probe_shape)
+        self.probes = probe_source(probe_generator, probes, inputs, generator_depth, probe_shape)
         self.neurons = NeuronPooling(probes, max(1, width // 2)) if probe_reads == "neurons" else None
         self.features = probes * outputs + (2 * self.neurons.width if self.neurons is not None else 0)
         steps: list[nn.Module] = []
@@ -74,7 +78,7 @@ class Probing(Encoder):
         self.register_buffer("std", torch.ones(outputs))
 
     def check_readable(self, graph: NeuralGraph) -> None:
-        check_probed(graph, self.inputs)
+        check_probed(graph, self.inputs, self.probe_shape)
         if graph.spec.num_outputs != self.outputs:
             raise UserError(
                 f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
