@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -158,3 +163,19 @@ def test_graphs_of_stacks_are_made_once() -> None:
     start = time.process_time()
     assert all(spec_of_stack(stack) is spec_of_stack(other) for stack, other in zip(stacks, again, strict=True))
     assert (time.process_time() - start) / 100 < 1e-3
+
+
+def test_equal_structures_are_found_as_one_in_other_processes_too() -> None:
+    """Hashes are kept, and texts hash differently in every process: what is sent to another must not take its own along."""
+    spec = spec_of_stack(STACKS["mixed units"])
+    twin = copy.deepcopy(replace(spec))
+    assert hash(twin) == hash(spec) and twin == spec and twin in {spec: 1}
+    code = (
+        "import pickle, sys; spec = pickle.load(sys.stdin.buffer); from dataclasses import replace; "  # trusted: our own
+        "assert hash(spec) == hash(replace(spec)) and replace(spec) in {spec: 1}; print(hash(spec))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(spec), env=environment, capture_output=True, check=True
+    )
+    assert int(found.stdout) != hash(spec)

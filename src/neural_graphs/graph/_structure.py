@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from neural_graphs.graph._activation import Activation
 from neural_graphs.graph._layout import Layout
@@ -146,6 +146,18 @@ class GraphSpec:
 
     def __post_init__(self) -> None:
         _validate(self)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: plans, buckets and caches are found by the structure, many times for every batch."""
+        return hash((self.node_sets, self.blocks, self.symmetries, self.rest, self.tied))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the hash, which another process would compute differently."""
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
     @property
     def num_nodes(self) -> int:
