@@ -118,7 +118,7 @@ def smooth_images(count: int, shape: Shape) -> Tensor:
     """Random images ``[count, c, h, w]`` with equal power in every octave, as natural ones have; standard deviation 1."""
     channels, height, width = shape
     images = torch.zeros(count, channels, height, width)
-    for octave in range(max(height, width).bit_length()):
+    for octave in range(max(1, (min(height, width) - 1).bit_length())):
         coarse = torch.randn(count, channels, min(2**octave, height), min(2**octave, width))
         images += F.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
     return images / images.square().mean().sqrt()
