@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neural_graphs.cli import main
 from neural_graphs.explore import save_network
-from neural_graphs.graph import Activation, Stack
+from neural_graphs.graph import Activation, ModuleArchitecture, Stack, register_architecture
 from neural_graphs.graph._stack import Layer
 from neural_graphs.tasks import OptimConfig, Regressor, TrainConfig, rank, train
 from neural_graphs.tasks import _networks as networks_module
@@ -203,6 +203,29 @@ def test_residuals_are_recognised(model: Regressor, some: list[State], tmp_path:
     graph = residual.graph({key: value.unsqueeze(0) for key, value in some[0].items()})
     assert result["architecture"] == str(residual) != str(cnn())
     assert result["predicted"] == pytest.approx(float(model.predict(graph)), abs=1e-5)
+
+
+@register_architecture("test-ranked")
+def ranked_module(width: int = 4, parts: int = 1) -> torch.nn.Module:
+    layers = [torch.nn.Linear(width, width) for _ in range(parts)]
+    module = torch.nn.Sequential(torch.nn.Linear(4, width), *layers, torch.nn.Linear(width, 3))
+    module.input_shape = (4,)  # type: ignore[assignment]
+    return module
+
+
+def test_stated_modules(model: Regressor, tmp_path: Path) -> None:
+    """One like those of a zoo of modules is read; one that would fill the memory is not even built."""
+    small, large, endless = (
+        ModuleArchitecture("test-ranked", arguments)
+        for arguments in ((("width", 5),), (("width", 9999),), (("parts", 10**9),))
+    )
+    state = small.module().state_dict()
+    for name, stated in (("good", small), ("large", large), ("endless", endless)):
+        save_network(tmp_path / f"{name}.safetensors", state, stated)
+    found = by_file(rank(model, [tmp_path]))
+    assert found["good.safetensors"]["architecture"] == str(small) and found["good.safetensors"]["outside"]
+    assert "larger than its tensors" in found["large.safetensors"]["error"]
+    assert "too large" in found["endless.safetensors"]["error"]
 
 
 class Code:

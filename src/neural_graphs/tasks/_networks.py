@@ -9,13 +9,13 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Activation
+from neural_graphs.graph import Activation, Stack
 from neural_graphs.graph._files import PICKLES, check_finite, read_state_dict, stated_architecture
 from neural_graphs.tasks._architecture import recognise
 from neural_graphs.zoo._store import META
@@ -122,6 +122,8 @@ class Reader:
         check_finite(state)
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         if (stated := stated_architecture(Path(path))) is not None:
+            if not isinstance(stated, Stack) and frozenset(shapes.items()) not in self._exact:
+                _check_modest(stated, 4 * sum(value.numel() for value in state.values()))
             if stated.parameter_shapes() != shapes:
                 raise UserError(f"{path} states an architecture ({stated}) that its tensors do not have")
             return stated, state
@@ -146,6 +148,22 @@ class Reader:
                     places = dict(zip(_layers(dict.fromkeys(names, ())), order, strict=True))
                     return {name: _joined(places[_split(name)[0]], _split(name)[1]) for name in names}
         return {name: name for name in shapes}
+
+
+def _check_modest(stated: Architecture, most: int) -> None:
+    """Raise ``UserError`` when a module that a file states has more than ``most`` numbers: it must not be built then."""
+    if not _modest(stated.to_json()):
+        raise UserError("the file states an architecture that is too large")
+    with torch.device("meta"):
+        size = sum(value.numel() for value in stated.module().state_dict().values())
+    if size > most:
+        raise UserError("the file states an architecture that is larger than its tensors")
+
+
+def _modest(value: Any) -> bool:
+    if isinstance(value, (Mapping, list, tuple)):
+        return len(value) < 1000 and all(map(_modest, value.values() if isinstance(value, Mapping) else value))
+    return not isinstance(value, (int, float)) or abs(value) < 10_000
 
 
 def _check_sums(path: str) -> None:
