@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import ModuleArchitecture
+from neural_graphs.nn import create_encoder
+from neural_graphs.tasks import Regressor
 from neural_graphs.zoo._bulk import Course, Hyper, Run, TrainingImages, train_chunk
 from neural_graphs.zoo._transformers import (
     VITS,
@@ -197,3 +202,11 @@ def test_one_block_is_found_whatever_the_number() -> None:
     params, x = random_networks(module, 1), torch.randn(2, 2, 4, 6, dtype=torch.float64)
     module.load_state_dict({name: value[0] for name, value in params.items()})
     torch.testing.assert_close(vit_forward(params, x, heads=3, activation="relu")[0], module(x))
+
+
+def test_a_model_of_transformers_loads_where_no_zoo_was_opened(tmp_path: Path) -> None:
+    model = Regressor(create_encoder("statnn", width=4), architectures=[vit()])
+    model.save(tmp_path / "model")
+    code = "import sys, neural_graphs as ng; print(*ng.Regressor.from_pretrained(sys.argv[1]).architectures)"
+    found = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True)
+    assert found.stdout.strip() == str(vit()), found.stderr

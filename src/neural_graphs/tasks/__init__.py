@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._train import TrainResult as TrainResult
     from neural_graphs.tasks._train import evaluate as evaluate
     from neural_graphs.tasks._train import train as train
+    from neural_graphs.tasks._trees import BoostedTrees as BoostedTrees
 
 _NAMES = {
     "AugmentConfig": "_config",
+    "BoostedTrees": "_trees",
     "Classifier": "_classifier",
     "OptimConfig": "_config",
     "Regressor": "_regressor",

@@ -226,6 +226,8 @@ class Model(nn.Module, ABC):
 
     @classmethod
     def _load(cls, folder: Path, config: Mapping[str, Any]) -> Self:
+        import neural_graphs.zoo  # noqa: F401 - registers the architectures that are modules
+
         with broken_config(folder):
             model = cls._build(
                 build_encoder(config),
