@@ -22,10 +22,21 @@ def _onednn(t: Tensor) -> bool:
     return suited and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
+def _padded(rows: Tensor) -> Tensor:
+    """With rows of zeros up to one of sixteen sizes per power of two.
+
+    oneDNN generates code for every size that it has not met, for milliseconds, and batches of mixed architectures have ever
+    new ones.
+    """
+    step = 1 << max(0, len(rows).bit_length() - 5)
+    more = -len(rows) % step
+    return torch.nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
+
+
 def apply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``rows`` ``[n, k]`` times the transpose of ``weight`` ``[m, k]``, plus ``bias`` ``[m]`` -> ``[n, m]``."""
     if _onednn(rows):
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(_padded(rows), weight, bias, "none", [], "")[: len(rows)]
     return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 
 
@@ -35,6 +46,6 @@ def correlate(left: Tensor, right: Tensor) -> Tensor:
     The first matrix should be the narrower one.
     """
     if _onednn(left):
-        return torch.ops.mkldnn._linear_pointwise(left.T, right.T, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(_padded(left).T, _padded(right).T, None, "none", [], "")
     product = left.T @ right
     return product.float() if product.dtype == torch.bfloat16 else product
