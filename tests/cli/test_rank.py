@@ -20,10 +20,12 @@ from neural_graphs.cli import main
 from neural_graphs.explore import save_network
 from neural_graphs.graph import Activation, ModuleArchitecture, Stack, register_architecture
 from neural_graphs.graph._stack import Layer
+from neural_graphs.nn import create_encoder
 from neural_graphs.tasks import OptimConfig, Regressor, TrainConfig, rank, train
 from neural_graphs.tasks import _networks as networks_module
 from neural_graphs.tasks import _predict as predict_module
 from neural_graphs.tasks._networks import find
+from neural_graphs.tasks._rank import far_weights
 from neural_graphs.zoo import Zoo, ZooWriter
 
 State = dict[str, Tensor]
@@ -174,6 +176,25 @@ def test_outside(model: Regressor, some: list[State], tmp_path: Path) -> None:
     finally:
         model.familiar.scale *= 1e6
     assert result["outside"] and result["reason"].startswith("unlike the training networks (novelty ")
+
+
+def test_rescaled_networks_are_not_outside_a_scale_equivariant_model(place: Path) -> None:
+    """ReLU neurons times 1000, the next layer's weights divided by it: the same function, the same standard scale."""
+    encoder = create_encoder("scale-gmn", width=8, layers=1, kernel=[3, 3])
+    split = Zoo.load(place / "zoo").train
+    split = split.select(np.flatnonzero(split.column("activation") == "relu"))
+    scaled = Regressor(encoder, outputs=3)
+    scaled.prepare(split, "test_accuracy")
+    plain = Regressor(create_encoder("ng-gnn", width=8, layers=1, kernel=[3, 3]), outputs=3)
+    plain.prepare(split, "test_accuracy")
+    ((_, _, values),) = split.state_dicts([0])
+    for layer, factor in (("conv.0", 1000.0), ("conv.1", 0.001)):
+        values[f"{layer}.weight"] *= factor
+    values["conv.0.bias"] *= 1000.0
+    graph = cnn().graph(values)
+    assert far_weights(scaled, graph) == [""]
+    (reason,) = far_weights(plain, graph)
+    assert reason.startswith("conv.0.weight is ")
 
 
 def test_duplicates(model: Regressor, some: list[State], tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import torch
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph
+from neural_graphs.nn._gauge import fix_gauge
+from neural_graphs.nn._scale_gmn import ScaleGMN
 from neural_graphs.tasks._networks import find
 from neural_graphs.tasks._predict import Network, answer_all, name_of
 from neural_graphs.tasks._regressor import Regressor
@@ -101,8 +103,11 @@ def lower_is_better(target: str) -> bool:
 def far_weights(model: Regressor, graph: NeuralGraph) -> list[str]:
     """Per network of ``graph`` why its weights are of another size than the training networks' (empty: they are not).
 
-    Compared layer by layer, at the layer where they are largest, as multiples of the root mean square in training.
+    Compared layer by layer, at the layer where they are largest, as multiples of their spread in training. An encoder
+    that does not measure it says nothing.
     """
+    if isinstance(model.encoder, ScaleGMN):  # its statistics are of networks in their standard scale
+        graph = fix_gauge(graph).graph
     normalization = model.encoder.normalization
     if not normalization.weight:
         return [""] * graph.batch_size
