@@ -96,6 +96,16 @@ def test_confusion_shows_every_count() -> None:
     words = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert [word for word in words if word and word.isdigit()] == ["7", "2", "11"]
     assert words.count("cat") == words.count("dog") == 2
+    assert "rotate(-45)" not in drawing
+
+
+def test_long_names_of_classes_are_tilted() -> None:
+    """Upright they would run into each other; the row's names have room on the left."""
+    names = ["T-shirt/top", *"abcdefghi"]
+    drawing = _draw.draw_confusion(np.eye(10, dtype=int).tolist(), names)
+    assert drawing.count("rotate(-45)") == 10
+    (x,) = (float(x) for x in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="end"[^>]*>T-shirt/top', drawing))
+    assert x > 8 * len("T-shirt/top")
 
 
 def test_curves_reach_their_ends() -> None:

@@ -242,8 +242,11 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], size: 
     """Rows are true classes, columns predictions; shaded by the share of the row."""
     counts = np.asarray(matrix, dtype=float)
     n = len(counts)
-    left, top = 58, 52
+    longest = max(map(len, names)) * 8  # pixels
+    left = 58 + max(0, longest - 24)
     cell = (size - left) / n
+    tilted = longest > cell + 8  # names that would run into each other
+    top = 52 + (0.7 * longest if tilted else 0)
     parts = [
         text(left + cell * n / 2, 16, "predicted", "middle", "dim"),
         f'<g transform="translate(14 {top + cell * n / 2:.1f}) rotate(-90)">{text(0, 0, "true", "middle", "dim")}</g>',
@@ -251,7 +254,12 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], size: 
     for row in range(n):
         middle = top + cell * (row + 0.5) + 4
         parts.append(text(left - 10, middle, names[row], "end", "strong"))
-        parts.append(text(left + cell * (row + 0.5), top - 10, names[row], "middle", "strong"))
+        x = left + cell * (row + 0.5)
+        if tilted:
+            turned = text(0, 0, names[row], "start", "strong")
+            parts.append(f'<g transform="translate({x:.1f} {top - 8:.1f}) rotate(-45)">{turned}</g>')
+        else:
+            parts.append(text(x, top - 10, names[row], "middle", "strong"))
         total = counts[row].sum() or 1.0
         for column in range(n):
             share = counts[row, column] / total
@@ -265,7 +273,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], size: 
             if counts[row, column]:
                 kind = "on" if opacity > 0.55 else ""
                 parts.append(text(x + cell / 2, middle, f"{counts[row, column]:.0f}", "middle", kind))
-    return svg(size, top + cell * n + 2, "".join(parts), "Confusion matrix")
+    beyond = max(0.0, 0.7 * longest - cell / 2) if tilted else 0.0  # the last name leans out
+    return svg(size + beyond, top + cell * n + 2, "".join(parts), "Confusion matrix")
 
 
 def draw_bars(values: Sequence[float], names: Sequence[str], right: int | None = None, width: int = 320) -> str:

@@ -301,5 +301,5 @@ def _classification(found: Mapping[str, Any], run: str) -> str:
 <div class="numbers">{cells}</div>
 <p>{escape(words)}</p>
 <h2>Confusion</h2><p class="note">How many networks of a class (row) are taken for which (column).</p>
-{draw_confusion(found["confusion"], names, size=max(400, 44 * len(names)))}
+{draw_confusion(found["confusion"], names, size=max(400, 44 * len(names)) + 8 * max(map(len, names)))}
 {by_kind}"""
