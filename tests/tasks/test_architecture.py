@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -93,6 +94,23 @@ def test_what_is_no_stack(name: str) -> None:
     head = GraphHead(encoder.width, 1 if encoder.vectors else 20, 2)
     state = {key: value.expand(2, *value.shape) for key, value in other.state.items()}
     assert head(encoder([other.graph(state), random_graph(WILD, 1, torch.float32)])).shape == (3, 2)
+
+
+PARTS = [{"name": "ng-gnn", "probes": 3}, {"name": "probing", "probes": 3}]
+
+
+@pytest.mark.parametrize(
+    "config", [{"name": "probing", "probes": 3}, {"name": "ng-gnn", "probes": 3}, {"name": "combined", "parts": PARTS}]
+)
+def test_probes_are_images_where_networks_read_images(config: dict[str, Any]) -> None:
+    """Of the size that some networks fix, if the others read any."""
+    last = replace(WILD.layers[-1], outputs=3)
+    wild = Stack((*WILD.layers[:-1], last))
+    found = encoder_arguments(config, [wild, FLAT], seed=0)
+    assert found["probe_shape"] == [3, 4, 5]
+    encoder = create_encoder(**found)
+    encoder([random_graph(wild, 1, torch.float32), random_graph(FLAT, 2, torch.float32)], reads="outputs")
+    assert "probe_shape" not in encoder_arguments(config, [wild], seed=0)
 
 
 def test_the_baseline_reads_one_architecture() -> None:

@@ -89,7 +89,7 @@ def encoder_arguments(encoder: Mapping[str, Any], architectures: Sequence[Archit
     facts = {"seed": seed, **_sizes(specs), **_readings(specs)}
     inputs = {spec.num_inputs for spec in specs}
     outputs = {spec.num_outputs for spec in specs}
-    probes = encoder.get("probes", accepted["probes"].default if "probes" in accepted else 0)
+    probes = encoder.get("probes", accepted["probes"].default if "probes" in accepted else name == "combined")
     if len(inputs) == 1:
         facts["inputs"] = next(iter(inputs))
     elif encoder.get("probes"):
