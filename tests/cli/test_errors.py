@@ -73,7 +73,7 @@ WRONG_USAGE = [
     (["zoo", "make", "inr"], "-o/--out"),
     (["zoo", "make", "inr", "-o", "z", "--widths", "a,b"], "list such as 32,32"),
     (["eval", "r", "--split", "all"], "invalid choice: 'all'"),
-    (["predict", "r"], "CKPT"),
+    (["predict", "r"], "DIR|FILE"),
 ]
 
 
