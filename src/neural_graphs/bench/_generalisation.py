@@ -47,7 +47,7 @@ GENERALISATION: dict[str, Entry] = {
     "combined": Entry("combined", "ng-gnn probes=0 and probing", {
         "name": "combined", "parts": [{**_GNN, **_KINDS}, _PROBING]}),
 }  # fmt: skip
-"""Methods by name. ``probe_shape`` is filled in from the zoo's images."""
+"""Methods by name; their own settings go before those given for all. ``probe_shape`` is filled in from the zoo's images."""
 
 TREES = "boosted-trees"
 
