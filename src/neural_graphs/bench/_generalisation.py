@@ -134,7 +134,7 @@ def _method(
     configs = []
     for seed in seeds:
         config = load_config(
-            PRESET, [*entry.settings, "threads=1", *overrides, f"seed={seed}", f"zoo={os.fspath(zoo)}"]
+            PRESET, ["threads=1", *overrides, *entry.settings, f"seed={seed}", f"zoo={os.fspath(zoo)}"]
         )
         out = str(Path(runs) / f"{name}-seed{seed}")
         configs.append(replace(config, encoder=dict(entry.encoder), out=out, hold_out=list(held_out)))
