@@ -223,14 +223,32 @@ class ProbeFeatures(nn.Module):
 
     def forward(self, graph: NeuralGraph) -> list[Tensor | None]:
         """Features per node set, ``[B, n, F]``; None for sets that are not read."""
-        self.check_readable(graph)
-        points = self.points.to(graph.dtype)
-        found: list[Tensor | None] = []
-        for node_set, value in zip(graph.spec.node_sets, graph.responses(points), strict=True):
-            if node_set.role not in self.projections:
-                found.append(None)
-                continue
-            if value is None:  # a traced module that never holds the values of these neurons
-                value = points.new_zeros(graph.batch_size, len(points), node_set.size)
-            found.append(self.projections[node_set.role](value.transpose(1, 2)))
+        return self.of_all([graph])[0]
+
+    def of_all(self, graphs: Sequence[NeuralGraph]) -> list[list[Tensor | None]]:
+        """``forward`` of each: probes are generated once, and all responses of a role projected at once."""
+        points = self.points
+        found: list[list[Tensor | None]] = []
+        places: dict[str, list[tuple[int, int, Tensor]]] = {role: [] for role in self.projections}
+        for g, graph in enumerate(graphs):
+            self.check_readable(graph)
+            found.append([None] * len(graph.spec.node_sets))
+            for s, (node_set, value) in enumerate(zip(graph.spec.node_sets, responses(graph, points), strict=True)):
+                if node_set.role in places:
+                    places[node_set.role].append((g, s, value.transpose(1, 2)))
+        for role, held in places.items():
+            if held:
+                rows = torch.cat([value.flatten(0, 1) for _, _, value in held])
+                parts = self.projections[role](rows).split([value.shape[0] * value.shape[1] for _, _, value in held])
+                for (g, s, value), part in zip(held, parts, strict=True):
+                    found[g][s] = part.view(*value.shape[:2], self.width)
         return found
+
+
+def responses(graph: NeuralGraph, points: Tensor) -> list[Tensor]:
+    """``[B, K, n]`` per node set; zeros where a traced module never holds the values."""
+    points = points.to(graph.dtype)
+    return [
+        points.new_zeros(graph.batch_size, len(points), nodes.size) if value is None else value
+        for nodes, value in zip(graph.spec.node_sets, graph.responses(points), strict=True)
+    ]

@@ -13,7 +13,7 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, GraphSpec, NeuralGraph
 from neural_graphs.nn._embedding import DepthEmbedding
 from neural_graphs.nn._encoder import Encoder, Encoding, Reads
-from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source
+from neural_graphs.nn._probes import ProbeReads, check_probed, probe_source, responses
 from neural_graphs.nn._registry import register_encoder
 
 
@@ -90,7 +90,7 @@ class Probing(Encoder):
         def measured() -> Iterable[NeuralGraph]:
             for graph in graphs:
                 with torch.no_grad():
-                    values = self._outputs(graph, self._responses(graph)).double().flatten(0, 1)
+                    values = self._outputs(graph, responses(graph, self.probes.points)).double().flatten(0, 1)
                 sums.add_(torch.stack([torch.ones_like(values), values, values.square()]).sum(1).cpu())
                 yield graph
 
@@ -106,24 +106,22 @@ class Probing(Encoder):
         batch = GraphBatch.of(batch)
         if not batch.buckets:
             return Encoding(batch, vector=self.net(self.mean.new_zeros(0, self.features)))
-        return Encoding(batch, vector=batch.restore([self._encode(graph) for graph in batch.buckets]))
+        return Encoding(batch, vector=self.net(batch.restore(self._read(batch.buckets))))
 
-    def _encode(self, graph: NeuralGraph) -> Tensor:
-        self.check_readable(graph)
-        values = self._responses(graph)
-        outputs = (self._outputs(graph, values) - self.mean) / self.std
-        found = [outputs.flatten(1)]
-        if self.neurons is not None:
-            found.append(self.neurons(graph.spec, values))
-        return self.net(torch.cat(found, 1))
-
-    def _responses(self, graph: NeuralGraph) -> list[Tensor]:
-        """``[B, K, n]`` per node set; zeros where a traced module never holds the values."""
-        points = self.probes.points.to(graph.dtype)
-        return [
-            points.new_zeros(graph.batch_size, len(points), nodes.size) if value is None else value
-            for nodes, value in zip(graph.spec.node_sets, graph.responses(points), strict=True)
+    def _read(self, graphs: Sequence[NeuralGraph]) -> list[Tensor]:
+        """What the perceptron reads, ``[B, features]`` per bucket."""
+        points, values = self.probes.points, []
+        for graph in graphs:
+            self.check_readable(graph)
+            values.append(responses(graph, points))
+        found = [
+            ((self._outputs(graph, each) - self.mean) / self.std).flatten(1)
+            for graph, each in zip(graphs, values, strict=True)
         ]
+        if self.neurons is None:
+            return found
+        inside = self.neurons([graph.spec for graph in graphs], values)
+        return [torch.cat(parts, 1) for parts in zip(found, inside, strict=True)]
 
     def _outputs(self, graph: NeuralGraph, values: list[Tensor]) -> Tensor:
         """``[B, K, outputs]``."""
@@ -145,14 +143,24 @@ class NeuronPooling(nn.Module):
         self.depth = DepthEmbedding(width)
         self.token = nn.Sequential(nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
 
-    def forward(self, spec: GraphSpec, values: Sequence[Tensor]) -> Tensor:
-        """``values`` ``[B, K, n]`` per node set -> ``[B, 2 F]``."""
-        layers = []
-        for nodes, value in zip(spec.node_sets, values, strict=True):
-            if nodes.role == "hidden":
-                depth = self.depth(nodes.depth, spec.depth - nodes.depth)
-                tokens = self.token(self.responses(value.transpose(1, 2)) + depth)
-                layers.append(torch.cat([tokens.mean(1), tokens.amax(1)], 1))
-        if not layers:
-            return values[0].new_zeros(len(values[0]), 2 * self.width)
-        return torch.stack(layers).mean(0)
+    def forward(self, specs: Sequence[GraphSpec], values: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """``values`` ``[B, K, n]`` per architecture and node set -> ``[B, 2 F]`` per architecture."""
+        held = [
+            (g, (nodes.depth, spec.depth - nodes.depth), value.transpose(1, 2))
+            for g, spec in enumerate(specs)
+            for nodes, value in zip(spec.node_sets, values[g], strict=True)
+            if nodes.role == "hidden"
+        ]
+        layers: list[list[Tensor]] = [[] for _ in specs]
+        if held:
+            counts = [value.shape[0] * value.shape[1] for _, _, value in held]
+            depths = self.depth.rows([place for _, place, _ in held])
+            depths = depths.repeat_interleave(torch.tensor(counts, device=depths.device), 0, output_size=sum(counts))
+            tokens = self.token(self.responses(torch.cat([value.flatten(0, 1) for _, _, value in held])) + depths)
+            for (g, _, value), part in zip(held, tokens.split(counts), strict=True):
+                part = part.view(*value.shape[:2], self.width)
+                layers[g].append(torch.cat([part.mean(1), part.amax(1)], 1))
+        return [
+            torch.stack(found).mean(0) if found else values[g][0].new_zeros(len(values[g][0]), 2 * self.width)
+            for g, found in enumerate(layers)
+        ]

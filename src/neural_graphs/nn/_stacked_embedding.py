@@ -24,8 +24,8 @@ def node_rows(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normaliz
     if embedding.probes is not None:
         found = [
             features.flatten(0, 1) if features is not None else x.new_zeros(graph.batch_size * nodes.size, x.shape[1])
-            for graph in graphs
-            for nodes, features in zip(graph.spec.node_sets, embedding.probes(graph), strict=True)
+            for graph, each in zip(graphs, embedding.probes.of_all(graphs), strict=True)
+            for nodes, features in zip(graph.spec.node_sets, each, strict=True)
         ]
         x = x + torch.cat(found)
     return embedding.node_in(x) + _places(embedding, graphs, x)
