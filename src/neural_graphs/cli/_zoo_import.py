@@ -23,7 +23,7 @@ def add(inner: Any) -> None:
         inner,
         "import",
         "copy networks made elsewhere into a zoo",
-        "neural-graphs zoo import small-cnn-zoo cifar10 -o zoos/cifar10-gs",
+        "neural-graphs zoo import folder checkpoints --activation relu -o zoos/mine",
         _import,
         _DETAILS,
     )
