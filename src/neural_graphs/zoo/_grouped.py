@@ -1,7 +1,7 @@
 """Many convolutional networks of one shape at once: networks are groups of channels, images are shared.
 
-Values stay ``[n, B * C, H, W]`` in channels-last memory from layer to layer, so that no convolution reorders its input. The
-first layer, which reads the same images for all networks, is one ordinary convolution.
+What ``Stack.forward`` computes, for training: networks may differ in their non-linearities, values are dropped, and written
+over where their gradients allow it. They stay ``[n, B * C, H, W]`` in channels-last memory from layer to layer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
+from neural_graphs.graph._convolution import channels_last
 from neural_graphs.graph._stack import Layer, Stack
 
 _IN_PLACE = {"relu": torch.relu_, "tanh": torch.tanh_, "sigmoid": torch.sigmoid_}
@@ -30,7 +31,7 @@ def grouped_logits(
     ``stacks`` has an entry per network; they may differ in their activations only. ``params`` are stacked, ``[B, *shape]``.
     """
     first, count = stacks[0], len(stacks)
-    h = _channels_last(images)
+    h = channels_last(images)
     values: list[Tensor] = []
     for number, layer in enumerate(first.layers):
         last = number == len(first.layers) - 1
@@ -48,16 +49,10 @@ def grouped_logits(
     return h + first.shift if first.shift else h
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    """In channels-last memory, with strides that say so for a single channel too, of which torch sees no difference."""
-    _, c, h, w = images.shape
-    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, (h * w * c, 1, w * c, c))
-
-
 def _linear_part(layer: Layer, params: Mapping[str, Tensor], h: Tensor, count: int, shared: bool) -> Tensor:
     weight, bias = params[layer.weight], params[layer.bias_name] if layer.bias_name else None
     if layer.kernel:
-        kernels = weight.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        kernels = channels_last(weight.flatten(0, 1))
         groups = 1 if shared else count
         return F.conv2d(
             h, kernels, bias.flatten() if bias is not None else None, layer.stride, layer.padding, 1, groups
