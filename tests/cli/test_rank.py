@@ -406,7 +406,7 @@ def test_predict_with_wrong_input(place: Path, broken: Path, capsys: pytest.Capt
     trained = str(place / "run")
     (broken / "nothing").mkdir()
     for command, words in (
-        (["predict", trained, "nothing"], "nothing: the folder holds no zoo and no network files"),
+        (["predict", trained, "nothing"], "nothing holds no zoo and no network files"),
         (["predict", trained, "missing"], "there is no file missing"),
         (["predict", "files", "files"], "files holds no model"),
         (["predict", trained, "files/good.pt"], "say which non-linearity the network has: add --activation"),

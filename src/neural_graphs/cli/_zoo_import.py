@@ -75,9 +75,9 @@ def _import(options: argparse.Namespace) -> int:
         split_order=options.split_order,
     )
     if skipped := zoo.meta.get("skipped"):
-        print(f"{skipped} networks were skipped")
+        print(f"{skipped} network{'s were' if skipped > 1 else ' was'} skipped")
     if copies := zoo.meta.get("copies"):
-        print(f"{copies} exact copies were left out")
+        print(f"{copies} exact cop{'ies were' if copies > 1 else 'y was'} left out")
     print(zoo)
     print(f"next: neural-graphs zoo info {options.out}")
     return 0

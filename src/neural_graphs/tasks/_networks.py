@@ -85,7 +85,7 @@ def _walk(top: str) -> Iterator[Found]:
     for failure in broken:
         yield Found(str(failure.filename), error=f"cannot look into the folder: {failure.strerror}")
     if empty and not broken:
-        yield Found(top, error=f"the folder holds no zoo and no network files ({', '.join(SUFFIXES)})")
+        yield Found(top, error=f"{top} holds no zoo and no network files ({', '.join(SUFFIXES)})")
 
 
 class Reader:
