@@ -188,9 +188,13 @@ def train_by_vmap(
     runs: Sequence[Run], images: TrainingImages, course: Course, recipe: ClassifierRecipe, seed: int
 ) -> dict[str, Tensor]:
     """``torch.func``'s way: one functional call mapped over stacked parameters, Adam on them; without dropout."""
-    module = runs[0].architecture.module()
-    states = [recipe.initial(run, seed) for run in runs]
-    params = {name: torch.stack([state[name] for state in states]).requires_grad_() for name in states[0]}
+    module = module_of(replace(runs[0], hyper=replace(runs[0].hyper, dropout=0.0)))
+    states = [list(recipe.initial(run, seed).values()) for run in runs]
+    names = [name for name, _ in module.named_parameters()]
+    params = {
+        name: torch.stack(values).requires_grad_()
+        for name, values in zip(names, zip(*states, strict=True), strict=True)
+    }
     rates = torch.tensor([run.hyper.learning_rate for run in runs])
     optimizer = torch.optim.Adam(list(params.values()), lr=float(rates.mean()))
 

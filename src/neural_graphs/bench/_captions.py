@@ -64,7 +64,8 @@ NOTES = {
     "inr-probing-fashion": _PROBING + "ProbeGen reports 87.7 %.",
     "generalisation-cifar10-gs": _TAU
     + "For orientation, and not the same work (12,000 training networks of "
-    "86 epochs): StatNN .915, NG-GNN .930, NG-T .935, ScaleGMN .941, ProbeGen .957. The zoo, 2,000 runs with three checkpoints each: "
+    "86 epochs): StatNN .915, NG-GNN .930, NG-T .935, ScaleGMN .941, ProbeGen .957. The zoo, 2,000 runs with three "
+    "checkpoints each: "
     "`neural-graphs zoo make cnn --recipe small-cnn-zoo --images cifar10-gs --size 2000 --epochs 3 --checkpoints 1,2,3 "
     "--train-images 30000 --test-images 4000`; its images are JPEG-compressed. The rows of another zoo's name are of "
     "networks trained on those images, never seen: `--images fashion-mnist --size 300 --splits 0,0,1`, else alike.",
@@ -79,11 +80,11 @@ NOTES = {
     "channels, tested on narrow ones as well as on wider ones, none of which was trained on.",
     "bulk": "Training steps of many networks at once, each with its own hyper-parameters, against a module and an optimiser "
     "of torch's per network, and against `torch.func.vmap` over `functional_call`, in turn in one process. One by one has "
-    "the number of threads at which it is faster. A network-epoch is one network's pass over 50,000 images. Wild Park's networks "
-    "are large enough to keep the processor busy by themselves, so there is little to gain.",
+    "the number of threads at which it is faster. A network-epoch is one network's pass over 50,000 images. Wild Park's "
+    "networks are large enough to keep the processor busy by themselves, so there is little to gain.",
     "step-mixed": "As for NG-GNN on one architecture, with every network of a CNN Wild Park architecture of its own: "
-    "kernels up to 7x7 (49 values per edge), residuals. The twin is a flat edge list over the whole batch, made beforehand as "
-    "a data loader would: it embeds edges only, gathers, concatenates, scatters.",
+    "kernels up to 7x7 (49 values per edge), residuals. The twin is a flat edge list over the whole batch, made beforehand "
+    "as a data loader would: it embeds edges only, gathers, concatenates, scatters.",
     "step-ng-t": "As for NG-GNN; the twin holds queries, keys and values of all pairs of neurons, as the equations read. "
     "Blocks and all pairs are two kinds of attention of the same widths.",
     "step": "Forward, backward and AdamW step of a classifier; twin and library in turn in one process, ratios round by "

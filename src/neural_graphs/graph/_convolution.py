@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -46,7 +45,8 @@ def channels_last(x: Tensor) -> Tensor:
     """
     if x.shape[1] == 1:
         return x.contiguous().squeeze(1).unsqueeze(-1).movedim(-1, 1)
-    return x.contiguous(memory_format=torch.channels_last)
+    # Not `contiguous(memory_format=...)`, which `torch.func.vmap` does not know.
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def mean_over_positions(h: Tensor) -> Tensor:
