@@ -29,6 +29,11 @@ def test_statistics_are_those_of_numpy(seed: int) -> None:
             if layer.bias_name:
                 wanted[place, 1] = seven(state[layer.bias_name].numpy())
         np.testing.assert_allclose(found[b], wanted, rtol=1e-12, atol=1e-14)
+    traced = graph.map(lambda t: t.clone().requires_grad_())  # sorted by torch, which has gradients
+    again = statistics(traced, slots)
+    np.testing.assert_allclose(again.detach().view(3, slots, 2, 7).numpy(), found, rtol=1e-12, atol=1e-14)
+    again.sum().backward()
+    assert all(edges.grad is not None and edges.grad.any() for edges in traced.edges)
 
 
 def test_mixed_architectures_share_the_first_slots_and_the_last() -> None:
