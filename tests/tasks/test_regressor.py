@@ -223,7 +223,7 @@ def test_reordered_neurons_change_nothing(encoder: str) -> None:
     assert_invariant(model, graph, control="networks")
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-3.0, 5.0)])
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-3.0, 5.0), (0.0, 1.5)])
 def test_answers_lie_in_bounds_and_intervals_hold_them(zoo: Zoo, bounds: tuple[float, float]) -> None:
     torch.manual_seed(0)
     model = Regressor(ng.create_encoder("statnn", width=8), 4, bounds=bounds)
@@ -233,6 +233,8 @@ def test_answers_lie_in_bounds_and_intervals_hold_them(zoo: Zoo, bounds: tuple[f
     value, interval = model.predict(zoo.test), model.predict_interval(zoo.test)
     assert bounds[0] <= interval[:, 0].min() and interval[:, 1].max() <= bounds[1]
     assert (interval[:, 0] <= value).all() and (value <= interval[:, 1]).all() and value.std() > 0
+    (lower, upper), true = model.predict_interval(zoo.val).T, zoo.val.targets("test_accuracy")
+    assert ((lower <= true) & (true <= upper)).double().mean() >= 0.9
     whole = model.assess(zoo.test)
     torch.testing.assert_close(whole.value, value)
     torch.testing.assert_close(torch.stack([whole.lower, whole.upper], 1), interval)

@@ -55,22 +55,21 @@ def run(options: argparse.Namespace) -> int:
     config = replace(config, threads=use_threads(options))
     options.resume_hint = "go on with the same command and --resume"
     result = train(config, resume=options.resume, quiet=options.quiet)
+    score = "kendall_tau" if config.task == "regress" else "accuracy"
+    val, test = (result.metrics[f"{split}_{score}"] for split in ("val", "test"))
     if options.json:
         print_json(
             {
                 "run": str(result.run_dir),
                 "best_epoch": result.best_epoch,
-                "val_accuracy": result.val_accuracy,
-                "test_accuracy": result.test_accuracy,
+                f"val_{score}": val,
+                f"test_{score}": test,
                 "seconds": result.seconds,
             }
         )
         return 0
-    accuracies = [
-        f"{name} {value:.2%}"
-        for name, value in (("validation", result.val_accuracy), ("test", result.test_accuracy))
-        if value is not None
-    ]
-    print(f"{result.run_dir}: {', '.join(accuracies)} (epoch {result.best_epoch}, {result.seconds:.0f} s)")
+    shown, before = (".4f", "Kendall's tau on ") if config.task == "regress" else (".2%", "")
+    scores = [f"{name} {value:{shown}}" for name, value in (("validation", val), ("test", test)) if value is not None]
+    print(f"{result.run_dir}: {before}{', '.join(scores)} (epoch {result.best_epoch}, {result.seconds:.0f} s)")
     print(f"next: neural-graphs eval {result.run_dir}")
     return 0

@@ -177,8 +177,9 @@ class Regressor(Model):
     def _interval(self, raw: Tensor) -> Tensor:
         """Value, lower and upper end ``[B, 3]`` from ``forward``'s result."""
         value, ends = self.values(raw[:, 0]), self._bounded(raw[:, 1:])
-        lower = torch.minimum(ends.amin(1) - self.correction, value)
-        upper = torch.maximum(ends.amax(1) + self.correction, value)
+        # The correction was measured on intervals that hold the value; a negative one must not move an end past it.
+        lower = torch.minimum(torch.minimum(ends.amin(1), value) - self.correction, value)
+        upper = torch.maximum(torch.maximum(ends.amax(1), value) + self.correction, value)
         return torch.stack([value, lower, upper], 1).clamp(*self.bounds)
 
     # -- files --------------------------------------------------------------------------------------------------------
