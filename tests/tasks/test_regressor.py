@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import neural_graphs as ng
 from neural_graphs.errors import UserError
-from neural_graphs.graph import GraphBatch, Layer, Stack
+from neural_graphs.graph import GraphBatch, Layer, ModuleArchitecture, Stack
 from neural_graphs.graph._activation import Activation
 from neural_graphs.nn._card import model_card
 from neural_graphs.tasks import AugmentConfig, OptimConfig, Regressor, TrainConfig, evaluate, load_model, train
@@ -119,6 +119,24 @@ def test_mixed_architectures(mixed: Zoo, tmp_path: Path) -> None:
     assert result.test_kendall_tau is not None and result.test_kendall_tau > 0.4
     about = result.metrics["per_architecture"]
     assert set(about) == {str(SMALL), str(LARGE)} and all(entry["mae"] < 0.2 for entry in about.values())
+
+
+@pytest.mark.parametrize("encoder", ["statnn", "ng-gnn"])
+def test_networks_that_are_no_plain_stacks(tmp_path: Path, encoder: str) -> None:
+    sizes = {"channels": 1, "height": 4, "width": 4, "classes": 3, "patch": 2, "features": 4, "heads": 2, "blocks": 1}
+    vit = ModuleArchitecture("vit", tuple({**sizes, "hidden": 5}.items()))
+    numbers = np.arange(40)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: torch.randn(40, *shape, generator=generator) for name, shape in vit.parameter_shapes().items()}
+    split = np.array([("train", "train", "val", "test")[k % 4] for k in numbers], dtype=object)
+    with ZooWriter(tmp_path / "zoo", {"a0": vit}, {"name": "vits"}) as writer:
+        writer.append("a0", 0, tensors, {"network": numbers, "split": split, "test_accuracy": numbers / 40})
+        zoo = writer.finish()
+    config = configure(zoo, tmp_path / "run", encoder, epochs=1, augment=AugmentConfig(noise=0.1, dropout=0.01))
+    train(config, quiet=True)
+    model = Regressor.from_pretrained(tmp_path / "run")
+    assert model.architectures == (vit,)
+    assert evaluate(tmp_path / "run")["predicted"] == model.predict(zoo.test).tolist()
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------------
