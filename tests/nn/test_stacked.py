@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from neural_graphs.graph import GraphBatch, NeuralGraph, trace
-from neural_graphs.nn import NGGNN, Encoding, create_encoder
+from neural_graphs.bench._edge_list_twin import MixedEdgeListTwin
+from neural_graphs.bench._step import wild_park_batch
+from neural_graphs.errors import UserError
+from neural_graphs.graph import GraphBatch, NeuralGraph, Stack, trace
+from neural_graphs.nn import NGGNN, Encoding, GraphHead, create_encoder
 from neural_graphs.nn import _edges as edges_module
 from neural_graphs.nn import _stacked_edges as stacked_edges
 from neural_graphs.nn._encoder import Reads
-from neural_graphs.testing import random_graph, random_stack
+from neural_graphs.nn._stacking import Stacking
+from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_stack
 
 READS: tuple[Reads, ...] = ("outputs", "nodes", "edges")
 
@@ -110,3 +114,164 @@ def test_all_architectures_at_once(arguments: dict[str, Any], reads: Reads, monk
     monkeypatch.setattr(edges_module, "WAVE_ELEMENTS", 200)
     graphs = mixed()
     assert_equals_buckets(encoder_for(graphs, **arguments), GraphBatch.of(graphs), reads)
+
+
+def test_the_twin_for_mixed_architectures() -> None:
+    """The benchmark's flat edge list gives the same embeddings and gradients."""
+    graphs = mixed(("mlp", "cnn"), 2)
+    encoder, batch = encoder_for(graphs, layers=2), GraphBatch.of(graphs)
+    found, right = tensors(encoder(batch)), tensors(MixedEdgeListTwin(encoder).eval()(batch))
+    gradients = [
+        torch.autograd.grad(
+            torch.stack([x.square().sum() for x in xs if x is not None]).sum(), list(encoder.parameters())
+        )
+        for xs in (found, right)
+    ]
+    for f, r in zip([*found, *gradients[0]], [*right, *gradients[1]], strict=True):
+        assert f is not None and r is not None
+        torch.testing.assert_close(f, r, rtol=1e-10, atol=1e-10 * float(r.detach().abs().max().clamp_min(1)))
+
+
+def test_wild_park_networks() -> None:
+    """What the benchmark runs, with residuals between maps of several widths; and batch mates do not matter."""
+    batch = wild_park_batch(5)[0].to(torch.float64)
+    assert len(batch.buckets) == 5
+    assert any(block.kind == "identity" for graph in batch.buckets for block in graph.spec.blocks)
+    encoder = encoder_for(batch.buckets, width=4, layers=2)
+    for reads in READS:
+        assert_equals_buckets(encoder, batch, reads)
+    whole = tensors(encoder(batch, "nodes"))
+    part = tensors(encoder(GraphBatch.of(batch.buckets[:2]), "nodes"))
+    sets = sum(len(graph.spec.node_sets) for graph in batch.buckets[:2])
+    for f, r in zip(part[:sets], whole[:sets], strict=True):
+        assert f is not None and r is not None
+        torch.testing.assert_close(f, r, rtol=1e-12, atol=1e-12)
+
+
+def test_node_features_of_normalised_networks() -> None:
+    """Several values per neuron, in all architectures or in some."""
+    torch.manual_seed(0)
+    modules = [
+        torch.nn.Sequential(torch.nn.Linear(2, n), torch.nn.BatchNorm1d(n), torch.nn.ReLU(), torch.nn.Linear(n, 3))
+        for n in (4, 6)
+    ]
+    graphs = [trace(m.double().eval(), torch.randn(3, 2, dtype=torch.float64)) for m in modules]
+    graphs.append(random_graph(Stack.mlp((2, 5, 3)), 2))
+    features = ("bias", "bias#2", "scale", "shift", "running_mean", "running_var")
+    encoder = encoder_for(graphs, node_features=features)
+    for reads in READS:
+        assert_equals_buckets(encoder, GraphBatch.of(graphs), reads)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 9, 9)], ids=str)
+def test_probes(shape: tuple[int, ...]) -> None:
+    """Points for perceptrons, images for convolutional networks."""
+    graphs = [random_graph(Stack.mlp((2, 3, n, 2), "sine:3"), 2, seed=n) for n in (4, 5)]
+    if shape:
+        graphs = list(wild_park_batch(4)[0].to(torch.float64).buckets)
+    encoder = encoder_for(graphs, probes=4, inputs=graphs[0].spec.num_inputs, probe_shape=shape)
+    assert_equals_buckets(encoder, GraphBatch.of(graphs), "outputs")
+
+
+def test_gradients_in_the_networks() -> None:
+    """Weights and biases get the gradients that they get bucket by bucket."""
+    graphs = mixed(("mlp",), 2)
+    encoder = encoder_for(graphs)
+    found = []
+    for together in (True, False):
+        batch = GraphBatch.of(graphs)
+        batch = GraphBatch(tuple(g.map(lambda t: t.clone().requires_grad_()) for g in batch.buckets), batch.index)
+        encodings = [encoder(batch)] if together else [encoder(graph) for graph in batch.buckets]
+        values = [x for e in encodings for x in tensors(e) if x is not None]
+        leaves = [t for g in batch.buckets for t in (*g.nodes, *g.edges) if t.numel()]
+        total = torch.stack([x.square().sum() for x in values]).sum()
+        found.append(torch.autograd.grad(total, leaves))
+    for f, r in zip(*found, strict=True):
+        assert r.abs().max() > 0
+        torch.testing.assert_close(f, r, rtol=1e-10, atol=1e-10 * float(r.abs().max()))
+
+
+def test_ties_are_shared() -> None:
+    """Of equal largest and smallest messages each gets the same share of the gradient."""
+    graphs = [random_graph(Stack.mlp((2, n, 1)), 1) for n in (4, 5)]
+    stacking = Stacking.of(graphs, 1, False, "nodes")
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 3), (6,)))
+    z = torch.zeros(stacking.edges(1), 3, dtype=torch.float64)
+    sender = torch.randn(len(stacking.degree), 3, generator=generator, dtype=torch.float64)
+    output = stacking.node_rank[2 + 4]  # of the first network, behind its inputs and hidden neurons
+    hidden = stacking.sender[stacking.receiver == output]
+    sender[hidden] = sender[hidden[0]].clone()
+    sender.requires_grad_()
+    receiver = torch.zeros(stacking.live[1], 3, dtype=torch.float64)
+    _, _, low, high = stacked_edges.stacked_statistics(z, weight, bias, receiver, sender, stacking, 1)
+    for extreme in (low, high):
+        (grad,) = torch.autograd.grad(extreme[output].sum(), sender, retain_graph=True)
+        torch.testing.assert_close(grad[hidden], (bias[:3] / 4).expand(4, 3))
+
+
+def test_symmetries() -> None:
+    graph, other = residual(4, 5, 2), random_graph(Stack.mlp((2, 6, 3)), 1)
+    encoder = encoder_for([graph, other])
+
+    def beside(batch: GraphBatch) -> Encoding:
+        both = encoder(GraphBatch.of([*GraphBatch.of(batch).buckets, other]))
+        assert both.nodes is not None and both.edges is not None
+        return Encoding(GraphBatch.of(batch), both.nodes[:1], both.edges[:1])
+
+    head = GraphHead(encoder.width, 3, 2).double()
+    assert_equivariant(beside, graph)
+    assert_invariant(lambda batch: head(beside(batch)), graph)
+
+
+def test_networks_without_edges_or_messages() -> None:
+    """One way, nothing ends in an input; empty batches of some architecture."""
+    graphs = [
+        random_graph(Stack.mlp((2, 3, 1)), 2),
+        random_graph(Stack.mlp((2, 1)), 1),
+        random_graph(Stack.mlp((2, 4, 1)), 2)[:0],
+    ]
+    encoder = encoder_for(graphs[:2], reverse_edges=False)
+    assert_equals_buckets(encoder, GraphBatch.of(graphs), "edges")
+    assert encoder(graphs).nodes[2][1].shape == (0, 4, encoder.width)
+
+
+def test_bfloat16_edges_stay_near_float32() -> None:
+    graphs = [graph.to(torch.float32) for graph in mixed(("mlp",), 2)]
+    encoder = encoder_for(graphs).float()
+    exact = encoder(graphs, "outputs").nodes[0][-1]
+    encoder.edge_dtype = torch.bfloat16
+    rounded = encoder(graphs, "outputs").nodes[0][-1]
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1 * exact.abs().max()
+    rounded.square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in encoder.parameters())
+
+
+def test_networks_that_do_not_fit_are_refused() -> None:
+    graphs = [random_graph(Stack.mlp((2, 4, 1)), 1), random_graph(Stack.mlp((2, 4, 17)), 1)]
+    with pytest.raises(UserError, match="up to 16 inputs and outputs"):
+        encoder_for(graphs)(graphs)
+
+
+# -- the plan -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 10**9])
+def test_chunks_cover_every_edge_once(rows: int) -> None:
+    graphs = GraphBatch.of(mixed()).buckets
+    stacking = Stacking.of(graphs, 3, True, "outputs")
+    for layer in (1, 2, 3):
+        node = edge = 0
+        for chunk, runs in stacking.chunks(layer, rows):
+            assert (chunk.first, chunk.start) == (node, edge)
+            assert chunk.stop - chunk.start <= rows or chunk.last - chunk.first == 1
+            inside = [run.first for run in runs] + [chunk.last - chunk.first]
+            assert inside[0] == 0 and all(run.last == after for run, after in zip(runs, inside[1:], strict=True))
+            for run in runs:
+                degree = stacking.degree[chunk.first + run.first : chunk.first + run.last]
+                assert bool((degree * (run.last - run.first) == run.stop - run.start).all())
+            node, edge = chunk.last, chunk.stop
+        assert (node, edge) == (stacking.live[layer], stacking.edges(layer))
+        assert edge == int(stacking.degree[:node].sum())
+    assert bool((stacking.receiver.diff() >= 0).all())

@@ -33,7 +33,8 @@ def add(verbs: Any) -> None:
     add_speed(step, "results/step.json, or results/step-ng-t.json")
     step.set_defaults(out=None)
     step.add_argument("--encoder", choices=("ng-gnn", "ng-t"), default="ng-gnn", help="(default: ng-gnn)")
-    step.add_argument("--batch", type=positive, default=64, metavar="N", help="networks per step (default: 64)")
+    step.add_argument("--mixed", action="store_true", help="networks of different architectures (CNN Wild Park)")
+    step.add_argument("--batch", type=positive, metavar="N", help="networks per step (default: 64, mixed 32)")
     step.add_argument("--width", type=positive, default=64, metavar="N", help="of the encoder (default: 64)")
     step.add_argument("--layers", type=positive, default=4, metavar="N", help="of the encoder (default: 4)")
     step.add_argument("--probes", type=int, default=0, metavar="N", help="probe features (default: 0)")
@@ -143,11 +144,13 @@ def _step(options: argparse.Namespace) -> int:
     load("neural_graphs.bench")
     from neural_graphs.bench import step
 
-    options.out = options.out or ("results/step.json" if options.encoder == "ng-gnn" else "results/step-ng-t.json")
+    kind = "-mixed" if options.mixed else "" if options.encoder == "ng-gnn" else "-ng-t"
+    options.out = options.out or f"results/step{kind}.json"
     rows = step(
         options.out,
         encoder=options.encoder,
-        batch=options.batch,
+        mixed=options.mixed,
+        batch=options.batch or (32 if options.mixed else 64),
         width=options.width,
         layers=options.layers,
         probes=options.probes,

@@ -168,7 +168,7 @@ class GraphSpec:
         """Edges of all blocks, copies and parameter-free ones included."""
         return sum(math.prod(self.edge_shape(k)[:2]) for k in range(len(self.blocks)))
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Number of parametric layers between inputs and outputs."""
         return max(nodes.depth for nodes in self.node_sets)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -69,9 +70,9 @@ class _FourierEmbedding(torch.autograd.Function):
         out = weight.new_empty(*e.shape[:-1], weight.shape[0])
         rows, target, rates = _rows(e), _rows(out), frequencies.T.contiguous()
         for part in _wave_chunks(rows, half):
-            angle = _products.apply(rows[part], rates)
-            found = _products.apply(torch.cos(angle).to(dtype), weight[:, :half], bias)
-            torch.add(found, _products.apply(angle.sin_().to(dtype), weight[:, half:]), out=target[part])
+            cos, sin = (wave.to(dtype) for wave in _waves(_products.apply(rows[part], rates)))
+            found = _products.apply(cos, weight[:, :half], bias)
+            torch.add(found, _products.apply(sin, weight[:, half:]), out=target[part])
         return out
 
     @staticmethod
@@ -86,8 +87,7 @@ class _FourierEmbedding(torch.autograd.Function):
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         for part in _wave_chunks(rows, half):
             g = grads[part]
-            angle = _products.apply(rows[part], rates)
-            cos, sin = torch.cos(angle).to(dtype), angle.sin_().to(dtype)
+            cos, sin = (wave.to(dtype) for wave in _waves(_products.apply(rows[part], rates)))
             grad_weight[:, :half] += _products.correlate(g, cos)
             grad_weight[:, half:] += _products.correlate(g, sin)
             if grad_rows is not None:
@@ -95,6 +95,16 @@ class _FourierEmbedding(torch.autograd.Function):
                 grad_rows[part] = grad_angle.to(e.dtype) @ rates
         grad_e = None if grad_rows is None else grad_rows.view_as(e)
         return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
+
+
+def _waves(angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine, and sine in place."""
+    few = angle.dtype == torch.float32 and angle.device.type == "cpu" and torch.get_num_threads() <= 2
+    if not few or torch.compiler.is_compiling():
+        return torch.cos(angle), angle.sin_()
+    # numpy's are nearly three times as fast as torch's, on one thread.
+    values = angle.numpy()
+    return torch.from_numpy(np.cos(values)), torch.from_numpy(np.sin(values, out=values))
 
 
 def _wave_chunks(rows: Tensor, waves: int) -> Iterator[slice]:

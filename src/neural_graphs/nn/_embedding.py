@@ -180,9 +180,16 @@ class RawEmbedding(nn.Module):
         f = x.shape[-1]
         weight, bias = composed(then, self.linear) if then is not None else (self.linear.weight, self.linear.bias)
         bias = bias if shift is None else bias + shift
+        return self.mapped(x, [slice(r * f, (r + 1) * f) for r in roles], weight, bias, dtype)
+
+    def mapped(
+        self, x: Tensor, columns: Sequence[slice | Tensor], weight: Tensor, bias: Tensor, dtype: torch.dtype | None
+    ) -> Tensor:
+        """``x`` ``[..., f]`` standing in each of ``columns`` (f places of the raw feature), embedded with ``weight`` and
+        ``bias`` in place of the linear map's own."""
         if self.frequencies is None:
-            return F.linear(x, torch.stack([weight[:, r * f : (r + 1) * f] for r in roles]).sum(0), bias).to(dtype)
-        frequencies = torch.stack([self.frequencies[r * f : (r + 1) * f] for r in roles]).sum(0)
+            return F.linear(x, torch.stack([weight[:, c] for c in columns]).sum(0), bias).to(dtype)
+        frequencies = torch.stack([self.frequencies[c] for c in columns]).sum(0)
         return fourier_embedding(x, frequencies, weight, bias, dtype)
 
 

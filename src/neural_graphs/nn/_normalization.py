@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,20 +63,37 @@ class Normalization:
 
     def weights(self, graph: NeuralGraph) -> list[Tensor]:
         """Normalised edge features per block, ``[B, n_out, n_in / groups, f]``."""
-        out = []
-        for block, edges in zip(graph.spec.blocks, graph.edges, strict=True):
-            if not block.features:
-                out.append(edges)
-                continue
-            shift, factor = self.weight_map(graph.spec, block)
-            out.append((edges - shift) * factor)
-        return out
+        maps = self.weight_maps(graph.spec)
+        return [
+            (edges - shift) * factor if block.features else edges
+            for block, edges, (shift, factor) in zip(graph.spec.blocks, graph.edges, maps, strict=True)
+        ]
 
-    def weight_map(self, spec: GraphSpec, block: Block) -> tuple[float, float]:
-        """Shift and factor of a block: its weights are read as ``(w - shift) * factor``."""
-        mean, std = self._lookup(self.weight, spec.node_sets[block.target].depth, spec.depth)
-        scale = math.sqrt(_fan_in(spec, block))
-        return mean / scale, scale / std
+    def weight_maps(self, spec: GraphSpec) -> tuple[Moments, ...]:
+        """Shift and factor of every block: its weights are read as ``(w - shift) * factor``."""
+        if spec not in self._weight_maps:
+            found = []
+            for block in spec.blocks:
+                mean, std = self._lookup(self.weight, spec.node_sets[block.target].depth, spec.depth)
+                scale = math.sqrt(_fan_in(spec, block))
+                found.append((mean / scale, scale / std) if block.features else (0.0, 1.0))
+            self._weight_maps[spec] = tuple(found)
+        return self._weight_maps[spec]
+
+    @cached_property
+    def _weight_maps(self) -> dict[GraphSpec, tuple[Moments, ...]]:
+        return {}
+
+    def bias_maps(self, spec: GraphSpec) -> tuple[Moments, ...]:
+        """Shift and factor of the biases of every node set."""
+        if spec not in self._bias_maps:
+            moments = [self._lookup(self.bias, nodes.depth, spec.depth) for nodes in spec.node_sets]
+            self._bias_maps[spec] = tuple((mean, 1 / std) for mean, std in moments)
+        return self._bias_maps[spec]
+
+    @cached_property
+    def _bias_maps(self) -> dict[GraphSpec, tuple[Moments, ...]]:
+        return {}
 
     def biases(self, graph: NeuralGraph) -> list[Tensor]:
         """Normalised node features per node set, ``[B, n, c]``; zeros ``[B, n, 1]`` where a set has none."""

@@ -18,18 +18,23 @@ _X86 = platform.machine().lower() in ("x86_64", "amd64")
 def _onednn(t: Tensor) -> bool:
     if torch.compiler.is_compiling():  # which chooses kernels by itself
         return False
-    suited = _X86 and t.dtype == torch.float32 and t.device.type == "cpu" and len(t) > 0
+    suited = _X86 and t.dtype == torch.float32 and t.device.type == "cpu" and t.shape[0] > 0
     return suited and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """With rows of zeros up to one of sixteen sizes per power of two.
+def padded_size(rows: int) -> int:
+    """The next of sixteen sizes per power of two.
 
     oneDNN generates code for every size that it has not met, for milliseconds, and batches of mixed architectures have ever
     new ones.
     """
-    step = 1 << max(0, len(rows).bit_length() - 5)
-    more = -len(rows) % step
+    step = 1 << max(0, rows.bit_length() - 5)
+    return rows + -rows % step
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """With rows of zeros up to the ``padded_size``."""
+    more = padded_size(rows.shape[0]) - rows.shape[0]
     return torch.nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
 
 
@@ -38,7 +43,7 @@ def apply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _onednn(rows):
         # Of a view with other strides oneDNN makes a reference product, a thousand times slower.
         found = torch.ops.mkldnn._linear_pointwise(_padded(rows), weight.contiguous(), bias, "none", [], "")
-        return found[: len(rows)]
+        return found[: rows.shape[0]]
     return rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
 
 

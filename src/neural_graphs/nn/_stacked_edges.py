@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,11 +23,23 @@ def _rows_per_chunk(z: Tensor) -> int:
     return 1 << 62 if _edges.in_one(z) else max(1, CHUNK_ELEMENTS // max(1, z.shape[1]))
 
 
+def _window(z: Tensor, chunk: Run) -> Tensor:
+    """The rows of a chunk and, as far as there are any, those behind it, up to a size at which products are fast."""
+    return z[chunk.start : chunk.start + _products.padded_size(chunk.stop - chunk.start)]
+
+
+def _buffer(window: Tensor, rows: int, width: int) -> Tensor:
+    """``[len(window), width]``, zeros behind the first ``rows``."""
+    buffer = window.new_empty(window.shape[0], width)
+    buffer[rows:].zero_()
+    return buffer
+
+
 def _sums(rows: Tensor, stacking: Stacking, chunk: Run) -> Tensor:
     """Sums over the edges of each node of a chunk, in float32 or wider: ``[nodes, F]``."""
     offsets = stacking.offsets[chunk.first : chunk.last + 1] - chunk.start
-    every = torch.arange(len(rows), device=rows.device)
-    return F.embedding_bag(every, rows.to(_edges._wide(rows)), offsets, mode="sum", include_last_offset=True)
+    every = torch.arange(rows.shape[0], device=rows.device)
+    return torch.embedding_bag(rows.to(_edges._wide(rows)), every, offsets, mode=0, include_last_offset=True)[0]
 
 
 class _StackedStatistics(torch.autograd.Function):
@@ -71,35 +82,38 @@ class _StackedStatistics(torch.autograd.Function):
         stacking: Stacking = ctx.stacking
         width = weight.shape[0] // 2
         wide = _edges._wide(z)
-        grad_z = torch.zeros_like(z)
+        grad_z, edge_count = torch.empty_like(z), stacking.edges(ctx.layer)
+        grad_z[edge_count:].zero_()
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
-        grad_weight, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (weight.T, bias))
+        turned = weight.T.contiguous()
+        grad_turned, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (turned, bias))
         g_total, g_square, g_low, g_high = (g.to(z.dtype) for g in (g_total, 2 * g_square, g_low, g_high))
         for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
-            if chunk.start == chunk.stop:
+            rows = chunk.stop - chunk.start
+            if not rows:
                 continue
             nodes, edges = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
-            into = stacking.receiver[edges]
+            window, into = _window(z, chunk), stacking.receiver[edges]
+            local = into - chunk.first
             scale, message, pair = _messages(z, weight, bias, receiver, sender, stacking, chunk)
-            both = torch.empty(len(pair), 2 * width, dtype=z.dtype, device=z.device)
-            grad_scale, grad = both[:, :width], both[:, width:]
+            both = _buffer(window, rows, 2 * width)
+            grad_scale, grad = both[:rows, :width], both[:rows, width:]
             other = g_square.index_select(0, into)
             torch.addcmul(g_total.index_select(0, into), message, other, out=grad)
             for extreme, g_extreme in ((low, g_low), (high, g_high)):
                 torch.index_select(extreme, 0, into, out=other)
                 hit = torch.eq(message, other, out=other)
                 # Equal shares among ties: equivariant.
-                share = g_extreme[nodes] / _sums(hit, stacking, chunk).clamp_min(1).to(z.dtype)
-                grad.addcmul_(hit, share.index_select(0, into - chunk.first))
+                share = g_extreme[nodes] / _sums(hit, stacking, chunk).clamp_min_(1).to(z.dtype)
+                grad.addcmul_(hit, share.index_select(0, local))
             torch.mul(grad, pair, out=grad_scale)
             grad_pair = torch.mul(grad, scale, out=message)
             grad_receiver[nodes] = _sums(grad_pair, stacking, chunk)
             grad_sender.index_add_(0, stacking.sender[edges], grad_pair.to(wide))
-            grad_weight += _products.correlate(z[edges], both)
+            grad_turned += _products.correlate(window, both)
             grad_bias += both.sum(0, dtype=wide)
-            grad_z[edges] = _products.apply(both, weight.T)
-        grad_weight = grad_weight.T
-        grads = (g.to(z.dtype) for g in (grad_weight, grad_bias, grad_receiver, grad_sender))
+            grad_z[edges] = _products.apply(both, turned)[:rows]
+        grads = (g.to(z.dtype) for g in (grad_turned.T, grad_bias, grad_receiver, grad_sender))
         return grad_z, *grads, None, None
 
 
@@ -107,7 +121,7 @@ def _messages(
     z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Modulation ``s``, messages ``s (a_i + b_j) + t`` and their node part ``a_i + b_j`` of one chunk."""
-    both = _products.apply(z[chunk.start : chunk.stop], weight, bias)
+    both = _products.apply(_window(z, chunk), weight, bias)[: chunk.stop - chunk.start]
     scale, offset = both.chunk(2, 1)
     pair = _ends(receiver, sender, stacking, chunk)
     return scale, torch.addcmul(offset, scale, pair), pair
@@ -141,8 +155,7 @@ class _StackedUpdate(torch.autograd.Function):
         ctx.stacking, ctx.layer = stacking, layer
         out = z.new_empty(stacking.edges(layer), weight.shape[0])
         for chunk, _ in stacking.chunks(layer, _rows_per_chunk(z)):
-            pre = _products.apply(z[chunk.start : chunk.stop], weight)
-            pre += _ends(receiver, sender, stacking, chunk)
+            pre = _pre_activation(z, weight, receiver, sender, stacking, chunk)
             torch.ops.aten.silu.out(pre, out=out[chunk.start : chunk.stop])
         return out
 
@@ -152,19 +165,28 @@ class _StackedUpdate(torch.autograd.Function):
         z, weight, receiver, sender = ctx.saved_tensors
         stacking: Stacking = ctx.stacking
         wide = _edges._wide(z)
-        grad_z, grad_weight = torch.zeros_like(z), torch.zeros_like(weight, dtype=wide)
+        grad_z, grad_weight = torch.empty_like(z), torch.zeros_like(weight, dtype=wide)
+        grad_z[stacking.edges(ctx.layer) :].zero_()
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
+        turned = weight.T.contiguous()
         for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
-            edges = slice(chunk.start, chunk.stop)
-            pre = _products.apply(z[edges], weight)
-            pre += _ends(receiver, sender, stacking, chunk)
-            g = torch.ops.aten.silu_backward(grad[edges], pre)
+            rows, edges = chunk.stop - chunk.start, slice(chunk.start, chunk.stop)
+            pre, window = _pre_activation(z, weight, receiver, sender, stacking, chunk), _window(z, chunk)
+            padded = _buffer(window, rows, weight.shape[0])
+            g = torch.ops.aten.silu_backward.grad_input(grad[edges], pre, grad_input=padded[:rows])
             grad_receiver[chunk.first : chunk.last] = _sums(g, stacking, chunk)
             grad_sender.index_add_(0, stacking.sender[edges], g.to(wide))
-            grad_weight += _products.correlate(g, z[edges])
-            grad_z[edges] = _products.apply(g, weight.T)
+            grad_weight += _products.correlate(padded, window)
+            grad_z[edges] = _products.apply(padded, turned)[:rows]
         grads = (t.to(z.dtype) for t in (grad_weight, grad_receiver, grad_sender))
         return grad_z, *grads, None, None
+
+
+def _pre_activation(
+    z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run
+) -> Tensor:
+    pre = _products.apply(_window(z, chunk), weight)[: chunk.stop - chunk.start]
+    return pre.add_(_ends(receiver, sender, stacking, chunk))
 
 
 def stacked_update(

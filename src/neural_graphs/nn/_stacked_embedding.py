@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neural_graphs.graph import GraphSpec, NeuralGraph
-from neural_graphs.nn._embedding import GraphEmbedding, number_embedding, pad_kernel
+from neural_graphs.nn._embedding import GraphEmbedding, composed, crop_kernel, number_embedding
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._slots import BIAS_ONLY, is_table, slots_of
 from neural_graphs.nn._stacking import Group, Stacking
@@ -33,9 +34,9 @@ def node_rows(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normaliz
 
 def _features(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normalization: Normalization) -> Tensor:
     """The embedded slots, added up; a slot that a node set lacks is 0."""
-    values = [normalization.biases(graph) for graph in graphs]
     if embedding.reading.node_features == BIAS_ONLY:
-        return embedding.node_embedding(torch.cat([x.flatten(0, 1) for xs in values for x in xs]))
+        return embedding.node_embedding(_biases(graphs, normalization))
+    values = [normalization.biases(graph) for graph in graphs]
     slots = [slots_of(nodes) for graph in graphs for nodes in graph.spec.node_sets]
     sets = list(zip(slots, (x for xs in values for x in xs), strict=True))
     total: Tensor | None = None
@@ -46,6 +47,21 @@ def _features(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normaliz
         total = found if total is None else total + found
     assert total is not None
     return total
+
+
+def _biases(graphs: Sequence[NeuralGraph], normalization: Normalization) -> Tensor:
+    """Normalised biases ``[N, 1]``, 0 where there are none."""
+    sets = [(x, *m) for graph in graphs for x, m in zip(graph.nodes, normalization.bias_maps(graph.spec), strict=True)]
+    given = [x if x.shape[-1] else x.new_full((*x.shape[:-1], 1), shift) for x, shift, _ in sets]
+    return _normalised(given, [(shift, factor) for _, shift, factor in sets])
+
+
+def _normalised(tensors: Sequence[Tensor], maps: Sequence[tuple[float, float]]) -> Tensor:
+    """Rows ``[R, f]`` of all tensors ``[..., f]``, each with its shift and factor."""
+    rows = torch.cat([t.reshape(-1, t.shape[-1]) for t in tensors])
+    counts = [t.shape[:-1].numel() for t in tensors]
+    spread = torch.from_numpy(np.repeat(np.array(maps), counts, 0)).to(rows)
+    return (rows - spread[:, :1]) * spread[:, 1:]
 
 
 class _Place(NamedTuple):
@@ -82,12 +98,12 @@ def _places(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], like: Tens
     inside %= np.repeat(size, count)
     index = np.repeat(starts, count) + inside * np.repeat([p.role != "depth" for p, _ in places], count)
     table = torch.cat([position.inputs, position.outputs, position.depth.rows(depths)])
-    found = F.embedding(_long(index, like), table)
+    found = table.index_select(0, _long(index, like))
     if embedding.activation is not None:
         kinds = embedding.activation.kinds
         number = [kinds.index(p.activation) if p.activation is not None else len(kinds) for p, _ in places]
         known = F.pad(embedding.activation.weight, (0, 0, 0, 1))
-        found = found + F.embedding(_long(np.repeat(number, count), like), known)
+        found = found + known.index_select(0, _long(np.repeat(number, count), like))
     if any(p.table for p, _ in places):
         numbers = [
             number_embedding(p.size, like).repeat(b, 1) if p.table else like.new_zeros(p.size * b, like.shape[1])
@@ -95,10 +111,6 @@ def _places(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], like: Tens
         ]
         found = found + torch.cat(numbers)
     return found
-
-
-def _long(index: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(index).to(like.device)
 
 
 def edge_rows(
@@ -109,43 +121,46 @@ def edge_rows(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Embeddings ``[E, F]`` of the edges that the first layer needs, group by group as in ``stacking.groups``."""
-    like = graphs[0].edges[0] if graphs[0].edges else graphs[0].nodes[0]
-    found = [
-        _group_rows(embedding, graphs, normalization, stacking, group, parts, dtype)
-        for group, parts in stacking.groups.items()
-    ]
-    width = embedding.edge_in.out_features
-    return torch.cat(found) if found else like.new_zeros(0, width, dtype=dtype)
+    weight, bias = composed(embedding.edge_in, embedding.edge_embedding.linear)
+    raw: dict[tuple[tuple[int, int], ...], Tensor] = {}  # both directions of the same blocks read the same rows
+    found = []
+    for group, parts in stacking.groups.items():
+        blocks = tuple((k, stacking.buckets[k].todo.directions[d].block) for k, d in parts)
+        if blocks not in raw:
+            raw[blocks] = _group_rows(graphs, normalization, group, blocks)
+        kind = None if embedding.kind is None else embedding.kind(group.kind)
+        columns = _columns(embedding, group, bias.device)
+        rows, shifted = raw[blocks], bias if kind is None else bias + kind
+        same = not group.features  # all rows are one
+        values = embedding.edge_embedding.mapped(rows[:1] if same else rows, columns, weight, shifted, dtype)
+        found.append(values.expand(len(rows), -1) if same else values)
+    return torch.cat(found) if found else weight.new_zeros(0, len(weight), dtype=dtype)
 
 
 def _group_rows(
-    embedding: GraphEmbedding,
-    graphs: Sequence[NeuralGraph],
-    normalization: Normalization,
-    stacking: Stacking,
-    group: Group,
-    parts: Sequence[tuple[int, int]],
-    dtype: torch.dtype | None,
+    graphs: Sequence[NeuralGraph], normalization: Normalization, group: Group, blocks: Sequence[tuple[int, int]]
 ) -> Tensor:
+    """Normalised features ``[R, f]`` of blocks, given by numbers of graph and block.
+
+    A residual is a weight of 1, others without parameters are weights of 0.
+    """
+    tensors = [graphs[k].edges[b] for k, b in blocks]
+    if not group.features:
+        weight = 1.0 if group.kind == "identity" else 0.0
+        return tensors[0].new_full((1, 1), weight).expand(sum(t.shape[:-1].numel() for t in tensors), 1)
+    return _normalised(tensors, [normalization.weight_maps(graphs[k].spec)[b] for k, b in blocks])
+
+
+def _columns(embedding: GraphEmbedding, group: Group, device: torch.device) -> list[Tensor]:
+    """Where in the raw feature a group's values stand: centred in the model's kernel, once per role."""
+    size = math.prod(embedding.kernel)
+    features, kernel = (group.features, group.kernel) if group.features else (1, ())
+    cells = crop_kernel(torch.arange(size), features, kernel, embedding.kernel).to(device)
     roles: tuple[int, ...] = (0,)
     if embedding.reverse_edges:
         roles = (1, 2) if group.reverse else (0, 2)
-    kind = None if embedding.kind is None else embedding.kind(group.kind)
-    blocks = [(graphs[k], stacking.buckets[k].todo.directions[d].block) for k, d in parts]
-    tensors = [graph.edges[b] for graph, b in blocks]
-    counts = [t.shape[0] * t.shape[1] * t.shape[2] for t in tensors]
-    if not group.features:
-        # All edges alike: a residual is a weight of 1, others without parameters are weights of 0.
-        one = tensors[0].new_full((1, 1), 1.0 if group.kind == "identity" else 0.0)
-        row = embedding.edge_embedding(pad_kernel(one, 1, (), embedding.kernel), roles, embedding.edge_in, dtype, kind)
-        return row.expand(sum(counts), -1)
-    maps = [normalization.weight_map(graph.spec, graph.spec.blocks[b]) for graph, b in blocks]
-    shift, factor = (_spread(values, counts, tensors[0]) for values in zip(*maps, strict=True))
-    rows = (torch.cat([t.reshape(-1, group.features) for t in tensors]) - shift) * factor
-    padded = pad_kernel(rows, group.features, group.kernel, embedding.kernel)
-    return embedding.edge_embedding(padded, roles, embedding.edge_in, dtype, kind)
+    return [cells + role * size for role in roles]
 
 
-def _spread(values: Sequence[float], counts: Sequence[int], like: Tensor) -> Tensor:
-    """Every value as often as its count says, ``[sum, 1]``."""
-    return torch.from_numpy(np.repeat(values, counts)).unsqueeze(1).to(like)
+def _long(index: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(index).to(like.device)
