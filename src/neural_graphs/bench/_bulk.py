@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +158,7 @@ def module_of(run: Run) -> nn.Module:
 
 def optimizer_of(run: Run, module: nn.Module) -> torch.optim.Optimizer:
     hyper = run.hyper
-    options = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay}
+    options: dict[str, Any] = {"lr": hyper.learning_rate, "weight_decay": hyper.weight_decay}
     if hyper.optimizer == "sgd":
         return torch.optim.SGD(module.parameters(), momentum=0.9, **options)
     if hyper.optimizer == "rmsprop":

@@ -62,8 +62,7 @@ NOTES = {
     "--size 1400 --views 4 --splits 1000,150,250`.",
     "inr-probing-mnist": _PROBING + "ProbeGen reports 98.4 %.",
     "inr-probing-fashion": _PROBING + "ProbeGen reports 87.7 %.",
-    "generalisation-cifar10-gs": _TAU
-    + "For orientation, and not the same work (12,000 training networks of "
+    "generalisation-cifar10-gs": _TAU + "For orientation, and not the same work (12,000 training networks of "
     "86 epochs): StatNN .915, NG-GNN .930, NG-T .935, ScaleGMN .941, ProbeGen .957. The zoo, 2,000 runs with three "
     "checkpoints each: "
     "`neural-graphs zoo make cnn --recipe small-cnn-zoo --images cifar10-gs --size 2000 --epochs 3 --checkpoints 1,2,3 "

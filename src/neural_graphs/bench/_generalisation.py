@@ -68,7 +68,7 @@ def generalisation(
     """Train every method of ``methods`` (``boosted-trees``, or names of ``GENERALISATION``) with every seed to predict the
     test accuracies of ``zoo``'s networks, and write Kendall's tau on its test runs to ``out``.
 
-    Metric ``kendall_tau`` on all test networks (``val_kendall_tau``, ``r2`` and ``interval_coverage`` beside it); where
+    Metric ``kendall_tau`` on all test networks (``val_kendall_tau`` and ``r2`` beside it); where
     there are several, also on the networks of each non-linearity and on those of the last epoch alone, by the same models.
     With ``transfer`` also on the test networks of that other zoo; with ``wider`` nothing is trained on architectures with
     more than the median number of hidden channels, and tau is given for test networks of these and of the others.
@@ -230,7 +230,7 @@ def _trees(
         tables.append((_true(zoo.test), model.predict(zoo.test)))
         if other is not None:
             others.append((_true(other), model.predict(other)))
-    about = {"seconds": sum(seconds) / len(seconds), "seeds": list(seeds)}
+    about: dict[str, Any] = {"seconds": sum(seconds) / len(seconds), "seeds": list(seeds)}
     rows = [*_taus(TREES, "", tables, masks, about), row(TREES, "val_kendall_tau", val, **about)]
     if other is not None:
         rows += _taus(TREES, "", others, {Path(str(transfer)).name: np.ones(len(others[0][0]), bool)}, about)

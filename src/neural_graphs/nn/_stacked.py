@@ -79,10 +79,7 @@ def _apart_nodes(
         for k, (graph, bucket) in enumerate(zip(batch.buckets, stacking.buckets, strict=True))
         for s, size in enumerate(bucket.sizes)
     ]
-    rank = stacking.node_rank
-    if len(x) < len(rank):
-        rank = rank[rank < len(x)]
-    parts = iter(x.index_select(0, rank).split([b * n for _, _, b, n, read in shapes if read]))
+    parts = iter(x.index_select(0, stacking.kept_rank).split([b * n for _, _, b, n, read in shapes if read]))
     found: list[list[Tensor | None]] = [[] for _ in batch.buckets]
     for k, _, b, n, read in shapes:
         found[k].append(next(parts).unflatten(0, (b, n)) if read else None)

@@ -109,6 +109,7 @@ class Stacking:
             flattened, are the edges as they are embedded.
         node_order, edge_order: where each row stood before sorting.
         node_rank, edge_rank: where it stands then.
+        kept_rank: of the nodes computed after the last layer.
         degree: of the sorted nodes.
         receiver, sender: node rows of the sorted edges.
         offsets: ``[N + 1]``, the first edge of every node.
@@ -120,6 +121,7 @@ class Stacking:
     groups: dict[Group, list[tuple[int, int]]]
     node_order: Tensor
     node_rank: Tensor
+    kept_rank: Tensor
     edge_order: Tensor
     edge_rank: Tensor
     degree: Tensor
@@ -163,6 +165,7 @@ class Stacking:
             groups,
             node_order=rows(order),
             node_rank=rows(rank),
+            kept_rank=rows(rank[rank < live[-1]]),
             edge_order=rows(edge_order),
             edge_rank=rows(edge_rank),
             degree=rows(degree),
