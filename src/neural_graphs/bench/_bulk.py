@@ -82,7 +82,7 @@ def bulk(
     ours, slow, vmapped = per_run
     epochs = [[count / value / EPOCH for value in found] for found in per_run]
     flops = sum(step_flops(run.architecture, side) for run in runs) / len(runs) * count
-    variant = f"{recipe}, {side}x{side}, batch {chosen.batch_size}, threads={workers}"
+    variant = f"{networks} of {recipe}, {side}x{side}, batch {chosen.batch_size}, threads={workers}"
     rows = [
         row("bulk training", "speedup", [b / a for a, b in zip(ours, slow, strict=True)], variant),
         row("bulk training", "network_epochs_per_second", epochs[0], variant),
@@ -93,7 +93,7 @@ def bulk(
     ]
     rows[0]["median"], rows[3]["median"] = median_ratio(slow, ours), median_ratio(slow, vmapped)
     if out is not None:
-        dataset = {"zoo": "random images", "networks": networks, "steps": steps}
+        dataset = {"zoo": "random images", "steps": steps}
         write_results(out, "bulk", command, dataset, rows, threads=workers)
     return rows
 

@@ -51,6 +51,9 @@ GENERALISATION: dict[str, Entry] = {
 
 TREES = "boosted-trees"
 
+FEWEST = 50
+"""Networks of one non-linearity that a tau of their own is given for."""
+
 
 def generalisation(
     zoo: str | os.PathLike[str],
@@ -111,8 +114,9 @@ def subsets(split: ZooSplit, held_out: Sequence[str] = ()) -> dict[str, np.ndarr
     columns = split.zoo.table.column_names
     if "activation" in columns:
         kinds = split.column("activation")
-        for kind in sorted(set(kinds)) if len(set(kinds)) > 1 else []:
-            found[f"{kind} networks"] = kinds == kind
+        for kind in sorted(set(kinds) - {"mixed"}) if len(set(kinds)) > 1 else []:
+            if (kinds == kind).sum() >= FEWEST:
+                found[f"{kind} networks"] = kinds == kind
     if "epoch" in columns and len(set(split.column("epoch"))) > 1:
         found["last epoch"] = split.column("epoch") == split.column("epoch").max()
     if held_out:
