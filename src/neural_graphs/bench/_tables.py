@@ -140,7 +140,7 @@ def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         if metric not in _HEADLINES:
             continue
         val = found.get((method, variant, _HEADLINES[metric]))
-        per_epoch = test["seconds"] / test["epochs"] if "seconds" in test else None
+        per_epoch = test["seconds"] / test["epochs"] if {"seconds", "epochs"} <= set(test) else None
         more = [f"{test['networks']} networks"] if "networks" in test else []
         more += [f"commit {test['commit']}"] if "commit" in test else []
         lines.append(
