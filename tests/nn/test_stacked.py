@@ -204,7 +204,7 @@ def test_ties_are_shared() -> None:
     sender[hidden] = sender[hidden[0]].clone()
     sender.requires_grad_()
     receiver = torch.zeros(stacking.live[1], 3, dtype=torch.float64)
-    _, _, low, high = stacked_edges.stacked_statistics(z, weight, bias, receiver, sender, stacking, 1)
+    _, _, low, high, _ = stacked_edges.stacked_statistics(z, weight, bias, receiver, sender, stacking, 1, len(z))
     for extreme in (low, high):
         (grad,) = torch.autograd.grad(extreme[output].sum(), sender, retain_graph=True)
         torch.testing.assert_close(grad[hidden], (bias[:3] / 4).expand(4, 3))

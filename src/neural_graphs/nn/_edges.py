@@ -29,7 +29,7 @@ CHUNK_ELEMENTS = 1 << 19
 
 
 WAVE_ELEMENTS = 1 << 18
-"""Angles of Fourier features per chunk on the CPU: 1 MiB in float32."""
+"""Angles of Fourier features per chunk and thread on the CPU: 1 MiB in float32."""
 
 
 def in_one(z: Tensor) -> bool:
@@ -69,8 +69,8 @@ class _FourierEmbedding(torch.autograd.Function):
         dtype, half = weight.dtype, frequencies.shape[1]
         out = weight.new_empty(*e.shape[:-1], weight.shape[0])
         rows, target, rates = _rows(e), _rows(out), frequencies.T.contiguous()
-        for part in _wave_chunks(rows, half):
-            cos, sin = (wave.to(dtype) for wave in _waves(_products.apply(rows[part], rates)))
+        for part in wave_chunks(rows, half):
+            cos, sin = (wave.to(dtype) for wave in waves(_products.apply(rows[part], rates)))
             found = _products.apply(cos, weight[:, :half], bias)
             torch.add(found, _products.apply(sin, weight[:, half:]), out=target[part])
         return out
@@ -85,11 +85,12 @@ class _FourierEmbedding(torch.autograd.Function):
         grads = _rows(grad.contiguous())
         grad_bias = grads.sum(0, dtype=_wide(grads))
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        for part in _wave_chunks(rows, half):
+        for part in wave_chunks(rows, half):
             g = grads[part]
-            cos, sin = (wave.to(dtype) for wave in _waves(_products.apply(rows[part], rates)))
-            grad_weight[:, :half] += _products.correlate(g, cos)
-            grad_weight[:, half:] += _products.correlate(g, sin)
+            cos, sin = (wave.to(dtype) for wave in waves(_products.apply(rows[part], rates)))
+            turned = g.T.contiguous().T  # as products want it, once for both
+            grad_weight[:, :half] += _products.correlate(turned, cos)
+            grad_weight[:, half:] += _products.correlate(turned, sin)
             if grad_rows is not None:
                 grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
                 grad_rows[part] = grad_angle.to(e.dtype) @ rates
@@ -97,7 +98,7 @@ class _FourierEmbedding(torch.autograd.Function):
         return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
 
 
-def _waves(angle: Tensor) -> tuple[Tensor, Tensor]:
+def waves(angle: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine, and sine in place."""
     few = angle.dtype == torch.float32 and angle.device.type == "cpu" and torch.get_num_threads() <= 2
     if not few or torch.compiler.is_compiling():
@@ -107,9 +108,10 @@ def _waves(angle: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.cos(values)), torch.from_numpy(np.sin(values, out=values))
 
 
-def _wave_chunks(rows: Tensor, waves: int) -> Iterator[slice]:
+def wave_chunks(rows: Tensor, width: int) -> Iterator[slice]:
     """Slices of rows whose angles stay in cache: they pass through it several times on the way to sums of waves."""
-    step = max(1, len(rows) if in_one(rows) else WAVE_ELEMENTS // max(1, waves))
+    room = WAVE_ELEMENTS * torch.get_num_threads()
+    step = max(1, len(rows) if in_one(rows) else room // max(1, width))
     for start in range(0, len(rows), step):
         yield slice(start, min(start + step, len(rows)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from neural_graphs.errors import UserError
@@ -76,6 +77,7 @@ class Reading(NamedTuple):
             raise UserError("node_features must name at least one kind of node feature, such as bias")
         return cls(tuple(node_features), tuple(block_kinds), tuple(activations))
 
+    @lru_cache(maxsize=4096)  # noqa: B019 (a value like its other arguments)
     def check(self, spec: GraphSpec, kernel: tuple[int, int], max_io: int) -> None:
         """Raise ``UserError`` with one line, which names the argument to change, when a structure does not fit."""
         if (inputs := single_inputs(spec)) > max_io or spec.num_outputs > max_io:

@@ -13,7 +13,7 @@ from neural_graphs.nn._edges import aggregate
 from neural_graphs.nn._embedding import composed
 from neural_graphs.nn._encoder import Encoding, Reads
 from neural_graphs.nn._ng_gnn_layer import NGGNNLayer
-from neural_graphs.nn._stacked_edges import reordered, stacked_statistics, stacked_update
+from neural_graphs.nn._stacked_edges import linear, reordered, stacked_statistics, stacked_update
 from neural_graphs.nn._stacked_embedding import edge_rows, node_rows
 from neural_graphs.nn._stacking import Stacking
 
@@ -30,17 +30,18 @@ def encode_stacked(encoder: NGGNN, batch: GraphBatch, reads: Reads) -> Encoding:
     x = node_rows(encoder.embedding, graphs, encoder.normalization)
     x = reordered(x, stacking.node_order, stacking.node_rank)
     z = edge_rows(encoder.embedding, graphs, encoder.normalization, stacking, encoder.edge_dtype)
-    z = reordered(z, stacking.edge_order, stacking.edge_rank)
     compose: torch.nn.Linear | None = None
     for number, layer in enumerate(encoder.layers, start=1):
         assert isinstance(layer, NGGNNLayer)
-        x = _message_pass(encoder, layer, stacking, number, x, z, compose)
+        x, z = _message_pass(encoder, layer, stacking, number, x, z, compose)
         if layer.edge_mlp is not None and layer.norm is not None:
             x = F.dropout(F.silu(layer.norm(x)), encoder.dropout, encoder.training)
             if number < depth:
                 mlp = layer.edge_mlp
                 weight, bias = composed(mlp.edge, compose)
-                z = stacked_update(z, weight, mlp.receiver(x) + bias, mlp.sender(x), stacking, number + 1)
+                receiver = linear(x, mlp.receiver.weight, mlp.receiver.bias + bias)
+                sender = linear(x, mlp.sender.weight, mlp.sender.bias)
+                z = stacked_update(z, weight, receiver, sender, stacking, number + 1)
             compose = layer.edge_mlp.out
     nodes = _apart_nodes(stacking, batch, x, reads)
     if reads != "edges":
@@ -57,16 +58,19 @@ def _message_pass(
     x: Tensor,
     z: Tensor,
     compose: torch.nn.Linear | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Nodes after layer ``number``, and of the edges those that are read afterwards."""
     weight, bias = composed(layer.modulation, compose)
     left, right = layer.message.weight.chunk(2, 1)
     own = x[: stacking.live[number]]
-    receiver, sender = F.linear(own, left, layer.message.bias), F.linear(x, right)
-    found = stacked_statistics(z, weight, bias, receiver, sender, stacking, number)
+    receiver, sender = linear(own, left, layer.message.bias), linear(x, right)
+    kept = stacking.edges(number + 1) if number < len(encoder.layers) else len(z)
+    *found, z = stacked_statistics(z, weight, bias, receiver, sender, stacking, number, kept)
     degree = stacking.degree[: len(own)].to(x.dtype).unsqueeze(1)
-    a = aggregate([found], degree.clamp_min(1), own)
+    total, square, low, high = found
+    a = aggregate([(total, square, low, high)], degree.clamp_min(1), own)
     weight, bias = composed(layer.mix, layer.combine)
-    return F.linear(torch.cat([own, a, a * (degree.log1p() / encoder.average_log_degree)], 1), weight, bias)
+    return linear(torch.cat([own, a, a * (degree.log1p() / encoder.average_log_degree)], 1), weight, bias), z
 
 
 def _apart_nodes(

@@ -6,6 +6,7 @@ degree; everything else that is done per edge is one call per chunk, whatever th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from neural_graphs.nn import _edges, _products
 from neural_graphs.nn._stacking import Run, Stacking
 
 CHUNK_ELEMENTS = 1 << 17
-"""Edge values per chunk on the CPU: 512 KiB in float32, a few of which fit the second-level cache."""
+"""Edge values per chunk and thread on the CPU: 512 KiB in float32, a few of which fit the second-level cache."""
 
 
 def _rows_per_chunk(z: Tensor) -> int:
-    return 1 << 62 if _edges.in_one(z) else max(1, CHUNK_ELEMENTS // max(1, z.shape[1]))
+    if _edges.in_one(z):
+        return 1 << 62
+    return max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, z.shape[1]))
 
 
 def _window(z: Tensor, chunk: Run) -> Tensor:
@@ -55,7 +58,8 @@ class _StackedStatistics(torch.autograd.Function):
         sender: Tensor,
         stacking: Stacking,
         layer: int,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        kept: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         total, square = (receiver.new_zeros(receiver.shape, dtype=_edges._wide(z)) for _ in range(2))
         low, high = torch.zeros_like(receiver), torch.zeros_like(receiver)
         for chunk, runs in stacking.chunks(layer, _rows_per_chunk(z)):
@@ -73,17 +77,18 @@ class _StackedStatistics(torch.autograd.Function):
             square[nodes] = _sums(torch.mul(wide, wide, out=wide), stacking, chunk)
         ctx.save_for_backward(z, weight, bias, receiver, sender, low, high)
         ctx.stacking, ctx.layer = stacking, layer
-        return total, square, low.to(total.dtype), high.to(total.dtype)
+        return total, square, low.to(total.dtype), high.to(total.dtype), z[:kept]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_total: Tensor, g_square: Tensor, g_low: Tensor, g_high: Tensor) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, g_total: Tensor, g_square: Tensor, g_low: Tensor, g_high: Tensor, g_kept: Tensor
+    ) -> tuple[Any, ...]:
         z, weight, bias, receiver, sender, low, high = ctx.saved_tensors
         stacking: Stacking = ctx.stacking
         width = weight.shape[0] // 2
         wide = _edges._wide(z)
-        grad_z, edge_count = torch.empty_like(z), stacking.edges(ctx.layer)
-        grad_z[edge_count:].zero_()
+        grad_z = torch.empty_like(z)
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
         turned = weight.T.contiguous()
         grad_turned, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (turned, bias))
@@ -112,9 +117,11 @@ class _StackedStatistics(torch.autograd.Function):
             grad_sender.index_add_(0, stacking.sender[edges], grad_pair.to(wide))
             grad_turned += _products.correlate(window, both)
             grad_bias += both.sum(0, dtype=wide)
-            grad_z[edges] = _products.apply(both, turned)[:rows]
+            own, more = _products.apply(both, turned)[:rows], g_kept[edges]
+            torch.add(own[: len(more)], more, out=grad_z[edges][: len(more)])
+            grad_z[edges][len(more) :] = own[len(more) :]
         grads = (g.to(z.dtype) for g in (grad_turned.T, grad_bias, grad_receiver, grad_sender))
-        return grad_z, *grads, None, None
+        return grad_z, *grads, None, None, None
 
 
 def _messages(
@@ -133,15 +140,16 @@ def _ends(receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run) -> T
 
 
 def stacked_statistics(
-    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, layer: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, layer: int, kept: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``modulated_statistics`` over all messages to the nodes that are computed after ``layer``.
 
-    ``z`` ``[E, F]``, ``receiver`` ``[live nodes, F']``, ``sender`` ``[nodes, F']`` -> sum, sum of squares, minimum and
-    maximum, each ``[live nodes, F']``, 0 for nodes without neighbours.
+    ``z`` ``[E, F]``, the edges that end in these, ``receiver`` ``[live nodes, F']``, ``sender`` ``[nodes, F']`` -> sum, sum
+    of squares, minimum and maximum, each ``[live nodes, F']``, 0 for nodes without neighbours, and ``z[:kept]``: whatever
+    reads edges afterwards should read these, so that their gradients are added up chunk by chunk.
     """
     weight, bias, receiver, sender = (t.to(z.dtype) for t in (weight, bias, receiver, sender))
-    return _StackedStatistics.apply(z, weight, bias, receiver, sender, stacking, layer)
+    return _StackedStatistics.apply(z, weight, bias, receiver, sender, stacking, layer, kept)
 
 
 class _StackedUpdate(torch.autograd.Function):
@@ -153,7 +161,7 @@ class _StackedUpdate(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, weight, receiver, sender)
         ctx.stacking, ctx.layer = stacking, layer
-        out = z.new_empty(stacking.edges(layer), weight.shape[0])
+        out = z.new_empty(z.shape[0], weight.shape[0])
         for chunk, _ in stacking.chunks(layer, _rows_per_chunk(z)):
             pre = _pre_activation(z, weight, receiver, sender, stacking, chunk)
             torch.ops.aten.silu.out(pre, out=out[chunk.start : chunk.stop])
@@ -166,7 +174,6 @@ class _StackedUpdate(torch.autograd.Function):
         stacking: Stacking = ctx.stacking
         wide = _edges._wide(z)
         grad_z, grad_weight = torch.empty_like(z), torch.zeros_like(weight, dtype=wide)
-        grad_z[stacking.edges(ctx.layer) :].zero_()
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
         turned = weight.T.contiguous()
         for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
@@ -194,11 +201,97 @@ def stacked_update(
 ) -> Tensor:
     """``edge_update`` of the edges that end in the nodes which are computed after ``layer``.
 
-    ``z`` ``[E, F]``, ``weight`` ``[F', F]``, ``receiver`` and ``sender`` the projected nodes ``[nodes, F']``, biases
-    included -> ``[edges, F']``.
+    ``z`` ``[E, F]``, these edges, ``weight`` ``[F', F]``, ``receiver`` and ``sender`` the projected nodes ``[nodes, F']``,
+    biases included -> ``[E, F']``.
     """
     weight, receiver, sender = (t.to(z.dtype) for t in (weight, receiver, sender))
     return _StackedUpdate.apply(z, weight, receiver, sender, stacking, layer)
+
+
+class _StackedFourier(torch.autograd.Function):
+    """``[cos(e F), sin(e F)] W + b`` of groups of rows with frequencies and biases of their own, to where ``rank`` says."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, rank: Tensor, *groups: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, rank, *groups)
+        half = weight.shape[1] // 2
+        left, right = weight[:, :half].contiguous(), weight[:, half:].contiguous()
+        out = weight.new_empty(rank.shape[0], weight.shape[0])
+        start = 0
+        for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
+            rates = frequencies.T.contiguous()
+            for part in _edges.wave_chunks(rows, half):
+                places = rank[start + part.start : start + part.stop]
+                cos, sin = (t.to(weight.dtype) for t in _edges.waves(_products.apply(rows[part], rates)))
+                found = _products.apply(cos, left, bias[number])
+                out.index_copy_(0, places, found.add_(_products.apply(sin, right)))
+            start += rows.shape[0]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, rank, *groups = ctx.saved_tensors
+        half, wide = weight.shape[1] // 2, _edges._wide(weight)
+        grad_weight = torch.zeros_like(weight, dtype=wide)
+        grad_bias = weight.new_zeros(len(groups) // 2, weight.shape[0], dtype=wide)
+        grads: list[Tensor | None] = []
+        start = 0
+        for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
+            rates = frequencies.T.contiguous()
+            grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[3 + 2 * number] else None
+            for part in _edges.wave_chunks(rows, half):
+                g = grad.index_select(0, rank[start + part.start : start + part.stop])
+                cos, sin = (t.to(weight.dtype) for t in _edges.waves(_products.apply(rows[part], rates)))
+                turned = g.T.contiguous().T  # as products want it, once for both
+                grad_weight[:, :half] += _products.correlate(turned, cos)
+                grad_weight[:, half:] += _products.correlate(turned, sin)
+                grad_bias[number] += g.sum(0, dtype=wide)
+                if grad_rows is not None:
+                    grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
+                    grad_rows[part] = grad_angle.to(rows.dtype) @ rates
+            grads += [grad_rows, None]
+            start += rows.shape[0]
+        return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, *grads
+
+
+def stacked_fourier(
+    groups: Sequence[tuple[Tensor, Tensor]],
+    weight: Tensor,
+    bias: Tensor,
+    rank: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``fourier_embedding`` of groups of edges.
+
+    A group is rows ``[R, f]`` and frequencies ``[f, m]``, ``weight`` is ``[F, 2m]``, ``bias`` ``[groups, F]``. Row r of all
+    groups' becomes row ``rank[r]`` of the result ``[E, F]``, which is of ``dtype`` (default: that of the weight).
+    """
+    dtype = dtype or weight.dtype
+    flat = [t for rows, frequencies in groups for t in (rows.contiguous(), frequencies)]
+    return _StackedFourier.apply(weight.to(dtype), bias.to(dtype), rank, *flat)
+
+
+class _Linear(torch.autograd.Function):
+    """``x W + b`` by the products that are faster for edges and nodes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _products.apply(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
+        return _products.apply(grad, weight.T), _products.correlate(grad, x).to(x.dtype), grad_bias
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` of rows ``[N, k]``."""
+    return _Linear.apply(x.contiguous(), weight, bias)
 
 
 class _Reordered(torch.autograd.Function):

@@ -16,6 +16,7 @@ from neural_graphs.graph import GraphSpec, NeuralGraph
 from neural_graphs.nn._embedding import GraphEmbedding, composed, crop_kernel, number_embedding
 from neural_graphs.nn._normalization import Normalization
 from neural_graphs.nn._slots import BIAS_ONLY, is_table, slots_of
+from neural_graphs.nn._stacked_edges import linear, reordered, stacked_fourier
 from neural_graphs.nn._stacking import Group, Stacking
 
 
@@ -29,7 +30,7 @@ def node_rows(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normaliz
             for nodes, features in zip(graph.spec.node_sets, each, strict=True)
         ]
         x = x + torch.cat(found)
-    return embedding.node_in(x) + _places(embedding, graphs, x)
+    return linear(x, embedding.node_in.weight, embedding.node_in.bias) + _places(embedding, graphs, x)
 
 
 def _features(embedding: GraphEmbedding, graphs: Sequence[NeuralGraph], normalization: Normalization) -> Tensor:
@@ -120,21 +121,26 @@ def edge_rows(
     stacking: Stacking,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Embeddings ``[E, F]`` of the edges that the first layer needs, group by group as in ``stacking.groups``."""
-    weight, bias = composed(embedding.edge_in, embedding.edge_embedding.linear)
-    raw: dict[tuple[tuple[int, int], ...], Tensor] = {}  # both directions of the same blocks read the same rows
-    found = []
+    """Embeddings ``[E, F]`` of the edges that the first layer needs, in the order of ``stacking``."""
+    raw = embedding.edge_embedding
+    weight, bias = composed(embedding.edge_in, raw.linear)
+    known: dict[tuple[tuple[int, int], ...], Tensor] = {}  # both directions of the same blocks read the same rows
+    groups, shifts = [], []
     for group, parts in stacking.groups.items():
         blocks = tuple((k, stacking.buckets[k].todo.directions[d].block) for k, d in parts)
-        if blocks not in raw:
-            raw[blocks] = _group_rows(graphs, normalization, group, blocks)
+        if blocks not in known:
+            known[blocks] = _group_rows(graphs, normalization, group, blocks)
         kind = None if embedding.kind is None else embedding.kind(group.kind)
-        columns = _columns(embedding, group, bias.device)
-        rows, shifted = raw[blocks], bias if kind is None else bias + kind
-        same = not group.features  # all rows are one
-        values = embedding.edge_embedding.mapped(rows[:1] if same else rows, columns, weight, shifted, dtype)
-        found.append(values.expand(len(rows), -1) if same else values)
-    return torch.cat(found) if found else weight.new_zeros(0, len(weight), dtype=dtype)
+        shifts.append(bias if kind is None else bias + kind)
+        groups.append((known[blocks], _columns(embedding, group, bias.device)))
+    if not groups:
+        return weight.new_zeros(0, len(weight), dtype=dtype)
+    if raw.frequencies is None:
+        found = [raw.mapped(rows, c, weight, shift, dtype) for (rows, c), shift in zip(groups, shifts, strict=True)]
+        return reordered(torch.cat(found), stacking.edge_order, stacking.edge_rank)
+    rates = [torch.stack([raw.frequencies[c] for c in columns]).sum(0) for _, columns in groups]
+    rows = [rows for rows, _ in groups]
+    return stacked_fourier(list(zip(rows, rates, strict=True)), weight, torch.stack(shifts), stacking.edge_rank, dtype)
 
 
 def _group_rows(
