@@ -262,16 +262,16 @@ def test_chunks_cover_every_edge_once(rows: int) -> None:
     graphs = GraphBatch.of(mixed()).buckets
     stacking = Stacking.of(graphs, 3, True, "outputs")
     for layer in (1, 2, 3):
-        node = edge = 0
-        for chunk, runs in stacking.chunks(layer, rows):
-            assert (chunk.first, chunk.start) == (node, edge)
-            assert chunk.stop - chunk.start <= rows or chunk.last - chunk.first == 1
-            inside = [run.first for run in runs] + [chunk.last - chunk.first]
-            assert inside[0] == 0 and all(run.last == after for run, after in zip(runs, inside[1:], strict=True))
-            for run in runs:
-                degree = stacking.degree[chunk.first + run.first : chunk.first + run.last]
-                assert bool((degree * (run.last - run.first) == run.stop - run.start).all())
-            node, edge = chunk.last, chunk.stop
-        assert (node, edge) == (stacking.live[layer], stacking.edges(layer))
-        assert edge == int(stacking.degree[:node].sum())
+        chunks = stacking.chunks(layer, rows)
+        edges = [e for chunk in chunks for e in range(chunk.edges.start, chunk.edges.stop)]
+        assert edges == list(range(stacking.edges(layer)))
+        for chunk in chunks:
+            assert chunk.rows <= rows or chunk.nodes.stop - chunk.nodes.start == 1
+            degree = stacking.degree[chunk.nodes]
+            assert torch.equal(chunk.offsets.diff(), degree) and chunk.rows == int(degree.sum())
+            assert torch.equal(chunk.local, torch.arange(len(degree)).repeat_interleave(degree))
+            inside = [run.first for run in chunk.runs] + [len(degree)]
+            assert inside[0] == 0 and all(run.last == after for run, after in zip(chunk.runs, inside[1:], strict=True))
+            for run in chunk.runs:
+                assert bool((degree[run.first : run.last] * (run.last - run.first) == run.stop - run.start).all())
     assert bool((stacking.receiver.diff() >= 0).all())

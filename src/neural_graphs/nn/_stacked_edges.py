@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neural_graphs.nn import _edges, _products
-from neural_graphs.nn._stacking import Run, Stacking
+from neural_graphs.nn._stacking import Chunk, Stacking
 
 CHUNK_ELEMENTS = 1 << 17
 """Edge values per chunk and thread on the CPU: 512 KiB in float32, a few of which fit the second-level cache."""
@@ -26,9 +26,9 @@ def _rows_per_chunk(z: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, z.shape[1]))
 
 
-def _window(z: Tensor, chunk: Run) -> Tensor:
+def _window(z: Tensor, chunk: Chunk) -> Tensor:
     """The rows of a chunk and, as far as there are any, those behind it, up to a size at which products are fast."""
-    return z[chunk.start : chunk.start + _products.padded_size(chunk.stop - chunk.start)]
+    return z[chunk.edges.start : chunk.edges.start + _products.padded_size(chunk.rows)]
 
 
 def _buffer(window: Tensor, rows: int, width: int) -> Tensor:
@@ -38,11 +38,10 @@ def _buffer(window: Tensor, rows: int, width: int) -> Tensor:
     return buffer
 
 
-def _sums(rows: Tensor, stacking: Stacking, chunk: Run) -> Tensor:
+def _sums(rows: Tensor, chunk: Chunk) -> Tensor:
     """Sums over the edges of each node of a chunk, in float32 or wider: ``[nodes, F]``."""
-    offsets = stacking.offsets[chunk.first : chunk.last + 1] - chunk.start
-    every = torch.arange(rows.shape[0], device=rows.device)
-    return torch.embedding_bag(rows.to(_edges._wide(rows)), every, offsets, mode=0, include_last_offset=True)[0]
+    values = rows.to(_edges._wide(rows))
+    return torch.embedding_bag(values, chunk.every, chunk.offsets, mode=0, include_last_offset=True)[0]
 
 
 class _StackedStatistics(torch.autograd.Function):
@@ -62,19 +61,17 @@ class _StackedStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         total, square = (receiver.new_zeros(receiver.shape, dtype=_edges._wide(z)) for _ in range(2))
         low, high = torch.zeros_like(receiver), torch.zeros_like(receiver)
-        for chunk, runs in stacking.chunks(layer, _rows_per_chunk(z)):
-            if chunk.start == chunk.stop:
-                continue
-            nodes = slice(chunk.first, chunk.last)
-            _, message, _ = _messages(z, weight, bias, receiver, sender, stacking, chunk)
-            total[nodes] = _sums(message, stacking, chunk)
-            for run in runs:
+        for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
+            nodes = chunk.nodes
+            _, message, _ = _messages(z, weight, bias, receiver, sender, chunk)
+            total[nodes] = _sums(message, chunk)
+            for run in chunk.runs:
                 if run.start < run.stop:
                     dense = message[run.start : run.stop].unflatten(0, (run.last - run.first, -1))
                     torch.amin(dense, 1, out=low[nodes][run.first : run.last])
                     torch.amax(dense, 1, out=high[nodes][run.first : run.last])
             wide = message.to(total.dtype)
-            square[nodes] = _sums(torch.mul(wide, wide, out=wide), stacking, chunk)
+            square[nodes] = _sums(torch.mul(wide, wide, out=wide), chunk)
         ctx.save_for_backward(z, weight, bias, receiver, sender, low, high)
         ctx.stacking, ctx.layer = stacking, layer
         return total, square, low.to(total.dtype), high.to(total.dtype), z[:kept]
@@ -93,14 +90,10 @@ class _StackedStatistics(torch.autograd.Function):
         turned = weight.T.contiguous()
         grad_turned, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (turned, bias))
         g_total, g_square, g_low, g_high = (g.to(z.dtype) for g in (g_total, 2 * g_square, g_low, g_high))
-        for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
-            rows = chunk.stop - chunk.start
-            if not rows:
-                continue
-            nodes, edges = slice(chunk.first, chunk.last), slice(chunk.start, chunk.stop)
-            window, into = _window(z, chunk), stacking.receiver[edges]
-            local = into - chunk.first
-            scale, message, pair = _messages(z, weight, bias, receiver, sender, stacking, chunk)
+        for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+            nodes, edges, rows, into = chunk.nodes, chunk.edges, chunk.rows, chunk.receiver
+            window = _window(z, chunk)
+            scale, message, pair = _messages(z, weight, bias, receiver, sender, chunk)
             both = _buffer(window, rows, 2 * width)
             grad_scale, grad = both[:rows, :width], both[:rows, width:]
             other = g_square.index_select(0, into)
@@ -109,34 +102,36 @@ class _StackedStatistics(torch.autograd.Function):
                 torch.index_select(extreme, 0, into, out=other)
                 hit = torch.eq(message, other, out=other)
                 # Equal shares among ties: equivariant.
-                share = g_extreme[nodes] / _sums(hit, stacking, chunk).clamp_min_(1).to(z.dtype)
-                grad.addcmul_(hit, share.index_select(0, local))
+                share = g_extreme[nodes] / _sums(hit, chunk).clamp_min_(1).to(z.dtype)
+                grad.addcmul_(hit, share.index_select(0, chunk.local))
             torch.mul(grad, pair, out=grad_scale)
             grad_pair = torch.mul(grad, scale, out=message)
-            grad_receiver[nodes] = _sums(grad_pair, stacking, chunk)
-            grad_sender.index_add_(0, stacking.sender[edges], grad_pair.to(wide))
+            grad_receiver[nodes] = _sums(grad_pair, chunk)
+            grad_sender.index_add_(0, chunk.sender, grad_pair.to(wide))
             grad_turned += _products.correlate(window, both)
             grad_bias += both.sum(0, dtype=wide)
-            own, more = _products.apply(both, turned)[:rows], g_kept[edges]
-            torch.add(own[: len(more)], more, out=grad_z[edges][: len(more)])
-            grad_z[edges][len(more) :] = own[len(more) :]
+            own, target = _products.apply(both, turned)[:rows], grad_z[edges]
+            kept = min(max(g_kept.shape[0] - edges.start, 0), rows)
+            if kept:
+                torch.add(own[:kept], g_kept[edges.start : edges.start + kept], out=target[:kept])
+            if kept < rows:
+                target[kept:] = own[kept:]
         grads = (g.to(z.dtype) for g in (grad_turned.T, grad_bias, grad_receiver, grad_sender))
         return grad_z, *grads, None, None, None
 
 
 def _messages(
-    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run
+    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, chunk: Chunk
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Modulation ``s``, messages ``s (a_i + b_j) + t`` and their node part ``a_i + b_j`` of one chunk."""
-    both = _products.apply(_window(z, chunk), weight, bias)[: chunk.stop - chunk.start]
+    both = _products.apply(_window(z, chunk), weight, bias)[: chunk.rows]
     scale, offset = both.chunk(2, 1)
-    pair = _ends(receiver, sender, stacking, chunk)
+    pair = _ends(receiver, sender, chunk)
     return scale, torch.addcmul(offset, scale, pair), pair
 
 
-def _ends(receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run) -> Tensor:
-    pair = receiver.index_select(0, stacking.receiver[chunk.start : chunk.stop])
-    return pair.add_(sender.index_select(0, stacking.sender[chunk.start : chunk.stop]))
+def _ends(receiver: Tensor, sender: Tensor, chunk: Chunk) -> Tensor:
+    return receiver.index_select(0, chunk.receiver).add_(sender.index_select(0, chunk.sender))
 
 
 def stacked_statistics(
@@ -162,9 +157,9 @@ class _StackedUpdate(torch.autograd.Function):
         ctx.save_for_backward(z, weight, receiver, sender)
         ctx.stacking, ctx.layer = stacking, layer
         out = z.new_empty(z.shape[0], weight.shape[0])
-        for chunk, _ in stacking.chunks(layer, _rows_per_chunk(z)):
-            pre = _pre_activation(z, weight, receiver, sender, stacking, chunk)
-            torch.ops.aten.silu.out(pre, out=out[chunk.start : chunk.stop])
+        for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
+            pre = _pre_activation(z, weight, receiver, sender, chunk)
+            torch.ops.aten.silu.out(pre, out=out[chunk.edges])
         return out
 
     @staticmethod
@@ -176,24 +171,22 @@ class _StackedUpdate(torch.autograd.Function):
         grad_z, grad_weight = torch.empty_like(z), torch.zeros_like(weight, dtype=wide)
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
         turned = weight.T.contiguous()
-        for chunk, _ in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
-            rows, edges = chunk.stop - chunk.start, slice(chunk.start, chunk.stop)
-            pre, window = _pre_activation(z, weight, receiver, sender, stacking, chunk), _window(z, chunk)
+        for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+            rows, edges = chunk.rows, chunk.edges
+            pre, window = _pre_activation(z, weight, receiver, sender, chunk), _window(z, chunk)
             padded = _buffer(window, rows, weight.shape[0])
             g = torch.ops.aten.silu_backward.grad_input(grad[edges], pre, grad_input=padded[:rows])
-            grad_receiver[chunk.first : chunk.last] = _sums(g, stacking, chunk)
-            grad_sender.index_add_(0, stacking.sender[edges], g.to(wide))
+            grad_receiver[chunk.nodes] = _sums(g, chunk)
+            grad_sender.index_add_(0, chunk.sender, g.to(wide))
             grad_weight += _products.correlate(padded, window)
             grad_z[edges] = _products.apply(padded, turned)[:rows]
         grads = (t.to(z.dtype) for t in (grad_weight, grad_receiver, grad_sender))
         return grad_z, *grads, None, None
 
 
-def _pre_activation(
-    z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, stacking: Stacking, chunk: Run
-) -> Tensor:
-    pre = _products.apply(_window(z, chunk), weight)[: chunk.stop - chunk.start]
-    return pre.add_(_ends(receiver, sender, stacking, chunk))
+def _pre_activation(z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, chunk: Chunk) -> Tensor:
+    pre = _products.apply(_window(z, chunk), weight)[: chunk.rows]
+    return pre.add_(_ends(receiver, sender, chunk))
 
 
 def stacked_update(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -41,6 +41,24 @@ class Run(NamedTuple):
     last: int
     start: int
     stop: int
+
+
+class Chunk(NamedTuple):
+    """Neighbouring nodes and all edges that end in them, with what operations on them need.
+
+    ``runs`` count from the chunk's first node and edge, ``local`` is ``receiver`` counted from there, ``offsets`` where each
+    node's edges begin, ``every`` the numbers of all edges.
+    """
+
+    nodes: slice
+    edges: slice
+    rows: int
+    runs: tuple[Run, ...]
+    receiver: Tensor
+    sender: Tensor
+    local: Tensor
+    offsets: Tensor
+    every: Tensor
 
 
 class _Members(NamedTuple):
@@ -181,11 +199,19 @@ class Stacking:
         runs = [run for run in self.runs if run.last <= self.live[layer]]
         return runs[-1].stop if runs else 0
 
-    def chunks(self, layer: int, rows: int) -> Iterator[tuple[Run, list[Run]]]:
-        """The nodes computed after ``layer`` in portions of at most ``rows`` edges (but at least one node).
+    def chunks(self, layer: int, rows: int) -> list[Chunk]:
+        """The nodes computed after ``layer``, in portions with at most ``rows`` edges (but at least one node), but for those
+        in which nothing ends."""
+        if (layer, rows) not in self._chunks:
+            portions = (self._chunk(portion) for portion in self._portions(layer, rows))
+            self._chunks[layer, rows] = [chunk for chunk in portions if chunk.rows]
+        return self._chunks[layer, rows]
 
-        A portion is given as one run from its first node to its last, and as runs of one degree, counted from there.
-        """
+    @cached_property
+    def _chunks(self) -> dict[tuple[int, int], list[Chunk]]:
+        return {}
+
+    def _portions(self, layer: int, rows: int) -> Iterator[list[Run]]:
         portion: list[Run] = []
         for run in self.runs:
             if run.last > self.live[layer]:
@@ -194,22 +220,32 @@ class Stacking:
             first, start = run.first, run.start
             while first < run.last:
                 room = rows - (start - portion[0].start if portion else 0)
-                take = min(run.last - first, room // max(degree, 1)) if degree else run.last - first
+                take = min(run.last - first, room // degree) if degree else run.last - first
                 if take < 1 and portion:
-                    yield _portion(portion)
+                    yield portion
                     portion = []
                     continue
                 take = max(take, 1)
                 portion.append(Run(first, first + take, start, start + take * degree))
                 first, start = first + take, start + take * degree
         if portion:
-            yield _portion(portion)
+            yield portion
 
-
-def _portion(runs: list[Run]) -> tuple[Run, list[Run]]:
-    node, edge = runs[0].first, runs[0].start
-    whole = Run(node, runs[-1].last, edge, runs[-1].stop)
-    return whole, [Run(r.first - node, r.last - node, r.start - edge, r.stop - edge) for r in runs]
+    def _chunk(self, runs: Sequence[Run]) -> Chunk:
+        node, edge = runs[0].first, runs[0].start
+        nodes, edges = slice(node, runs[-1].last), slice(edge, runs[-1].stop)
+        receiver = self.receiver[edges]
+        return Chunk(
+            nodes,
+            edges,
+            edges.stop - edge,
+            tuple(Run(r.first - node, r.last - node, r.start - edge, r.stop - edge) for r in runs),
+            receiver,
+            self.sender[edges],
+            receiver - node,
+            self.offsets[node : nodes.stop + 1] - edge,
+            torch.arange(edges.stop - edge, device=receiver.device),
+        )
 
 
 def _runs(life: Ints, degree: Ints, offsets: Ints) -> Iterator[Run]:
