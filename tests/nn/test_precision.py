@@ -47,7 +47,8 @@ def model(build: Any, with_head: Any) -> Any:
 def logits_and_gradients(model: Any, batch: GraphBatch) -> tuple[Tensor, Tensor]:
     logits = model(batch)
     logits.square().mean().backward()
-    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    # Compiled, a parameter that is not read may have a gradient of zeros in place of none.
+    gradients = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in model.parameters()]
     model.zero_grad()
     return logits.detach(), torch.cat(gradients)
 
