@@ -208,16 +208,14 @@ class _StackedFourier(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rank: Tensor, *groups: Tensor) -> Tensor:
         ctx.save_for_backward(weight, rank, *groups)
         half = weight.shape[1] // 2
-        left, right = weight[:, :half].contiguous(), weight[:, half:].contiguous()
         out = weight.new_empty(rank.shape[0], weight.shape[0])
         start = 0
         for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
             rates = frequencies.T.contiguous()
             for part in _edges.wave_chunks(rows, half):
                 places = rank[start + part.start : start + part.stop]
-                cos, sin = (t.to(weight.dtype) for t in _edges.waves(_products.apply(rows[part], rates)))
-                found = _products.apply(cos, left, bias[number])
-                out.index_copy_(0, places, found.add_(_products.apply(sin, right)))
+                wave = _edges.waves(_products.apply(rows[part], rates)).to(weight.dtype)
+                out.index_copy_(0, places, _products.apply(wave, weight, bias[number]))
             start += rows.shape[0]
         return out
 
@@ -235,14 +233,11 @@ class _StackedFourier(torch.autograd.Function):
             grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[3 + 2 * number] else None
             for part in _edges.wave_chunks(rows, half):
                 g = grad.index_select(0, rank[start + part.start : start + part.stop])
-                cos, sin = (t.to(weight.dtype) for t in _edges.waves(_products.apply(rows[part], rates)))
-                turned = g.T.contiguous().T  # as products want it, once for both
-                grad_weight[:, :half] += _products.correlate(turned, cos)
-                grad_weight[:, half:] += _products.correlate(turned, sin)
+                wave = _edges.waves(_products.apply(rows[part], rates)).to(weight.dtype)
+                grad_weight += _products.correlate(g, wave)
                 grad_bias[number] += g.sum(0, dtype=wide)
                 if grad_rows is not None:
-                    grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
-                    grad_rows[part] = grad_angle.to(rows.dtype) @ rates
+                    grad_rows[part] = _edges.wave_gradient(g @ weight, wave).to(rows.dtype) @ rates
             grads += [grad_rows, None]
             start += rows.shape[0]
         return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, *grads
