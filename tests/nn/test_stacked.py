@@ -198,7 +198,7 @@ def test_ties_are_shared() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((6, 3), (6,)))
     z = torch.zeros(stacking.edges(1), 3, dtype=torch.float64)
-    sender = torch.randn(len(stacking.degree), 3, generator=generator, dtype=torch.float64)
+    sender = torch.randn(stacking.live[0], 3, generator=generator, dtype=torch.float64)
     output = stacking.node_rank[2 + 4]  # of the first network, behind its inputs and hidden neurons
     hidden = stacking.sender[stacking.receiver == output]
     sender[hidden] = sender[hidden[0]].clone()

@@ -34,8 +34,13 @@ def padded_size(rows: int) -> int:
 
 def _padded(rows: Tensor) -> Tensor:
     """With rows of zeros up to the ``padded_size``."""
-    more = padded_size(rows.shape[0]) - rows.shape[0]
-    return torch.nn.functional.pad(rows, (0, 0, 0, more)) if more else rows
+    count, size = rows.shape[0], padded_size(rows.shape[0])
+    if size == count:
+        return rows
+    found = rows.new_empty(size, rows.shape[1])
+    found[:count] = rows
+    found[count:].zero_()
+    return found
 
 
 def apply(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ def encode_stacked(encoder: NGGNN, batch: GraphBatch, reads: Reads) -> Encoding:
         encoder.check_readable(graph)
     stacking = Stacking.of(graphs, depth, encoder.reverse_edges, reads)
     x = node_rows(encoder.embedding, graphs, encoder.normalization)
-    x = reordered(x, stacking.node_order, stacking.node_rank)
+    x = reordered(x, stacking.node_order, stacking.node_rank)[: stacking.live[0]]
     z = edge_rows(encoder.embedding, graphs, encoder.normalization, stacking, encoder.edge_dtype)
     compose: torch.nn.Linear | None = None
     for number, layer in enumerate(encoder.layers, start=1):
@@ -70,7 +70,11 @@ def _message_pass(
     total, square, low, high = found
     a = aggregate([(total, square, low, high)], degree.clamp_min(1), own)
     weight, bias = composed(layer.mix, layer.combine)
-    return linear(torch.cat([own, a, a * (degree.log1p() / encoder.average_log_degree)], 1), weight, bias), z
+    of_own, plain, amplified = weight.split([own.shape[1], a.shape[1], a.shape[1]], 1)
+    # The statistics once, whatever they are multiplied by: that comes to the same behind the map.
+    plain, amplified = linear(a, torch.cat([plain, amplified])).chunk(2, 1)
+    scale = degree.log1p() / encoder.average_log_degree
+    return torch.addcmul(linear(own, of_own, bias) + plain, amplified, scale), z
 
 
 def _apart_nodes(

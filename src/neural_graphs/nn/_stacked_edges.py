@@ -16,14 +16,14 @@ from torch.autograd.function import once_differentiable
 from neural_graphs.nn import _edges, _products
 from neural_graphs.nn._stacking import Chunk, Stacking
 
-CHUNK_ELEMENTS = 1 << 17
-"""Edge values per chunk and thread on the CPU: 512 KiB in float32, a few of which fit the second-level cache."""
+CHUNK_ELEMENTS = 1 << 18
+"""Edge values per chunk on the CPU: 1 MiB in float32, a few of which fit caches."""
 
 
 def _rows_per_chunk(z: Tensor) -> int:
     if _edges.in_one(z):
         return 1 << 62
-    return max(1, CHUNK_ELEMENTS * torch.get_num_threads() // max(1, z.shape[1]))
+    return max(1, CHUNK_ELEMENTS // max(1, z.shape[1]))
 
 
 def _window(z: Tensor, chunk: Chunk) -> Tensor:
@@ -61,9 +61,10 @@ class _StackedStatistics(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         total, square = (receiver.new_zeros(receiver.shape, dtype=_edges._wide(z)) for _ in range(2))
         low, high = torch.zeros_like(receiver), torch.zeros_like(receiver)
+        ends = _joined(receiver, sender)
         for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
             nodes = chunk.nodes
-            _, message, _ = _messages(z, weight, bias, receiver, sender, chunk)
+            _, message, _ = _messages(z, weight, bias, ends, chunk)
             total[nodes] = _sums(message, chunk)
             for run in chunk.runs:
                 if run.start < run.stop:
@@ -85,7 +86,7 @@ class _StackedStatistics(torch.autograd.Function):
         stacking: Stacking = ctx.stacking
         width = weight.shape[0] // 2
         wide = _edges._wide(z)
-        grad_z = torch.empty_like(z)
+        grad_z, ends = torch.empty_like(z), _joined(receiver, sender)
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
         turned = weight.T.contiguous()
         grad_turned, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (turned, bias))
@@ -93,7 +94,7 @@ class _StackedStatistics(torch.autograd.Function):
         for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
             nodes, edges, rows, into = chunk.nodes, chunk.edges, chunk.rows, chunk.receiver
             window = _window(z, chunk)
-            scale, message, pair = _messages(z, weight, bias, receiver, sender, chunk)
+            scale, message, pair = _messages(z, weight, bias, ends, chunk)
             both = _buffer(window, rows, 2 * width)
             grad_scale, grad = both[:rows, :width], both[:rows, width:]
             other = g_square.index_select(0, into)
@@ -120,18 +121,24 @@ class _StackedStatistics(torch.autograd.Function):
         return grad_z, *grads, None, None, None
 
 
-def _messages(
-    z: Tensor, weight: Tensor, bias: Tensor, receiver: Tensor, sender: Tensor, chunk: Chunk
-) -> tuple[Tensor, Tensor, Tensor]:
+def _messages(z: Tensor, weight: Tensor, bias: Tensor, ends: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
     """Modulation ``s``, messages ``s (a_i + b_j) + t`` and their node part ``a_i + b_j`` of one chunk."""
     both = _products.apply(_window(z, chunk), weight, bias)[: chunk.rows]
     scale, offset = both.chunk(2, 1)
-    pair = _ends(receiver, sender, chunk)
+    pair = _ends(ends, chunk)
     return scale, torch.addcmul(offset, scale, pair), pair
 
 
-def _ends(receiver: Tensor, sender: Tensor, chunk: Chunk) -> Tensor:
-    return receiver.index_select(0, chunk.receiver).add_(sender.index_select(0, chunk.sender))
+def _joined(receiver: Tensor, sender: Tensor) -> Tensor:
+    """The rows in which ``Chunk.ends`` are found."""
+    return torch.cat([sender, receiver])
+
+
+def _ends(nodes: Tensor, chunk: Chunk) -> Tensor:
+    """``a_i + b_j`` of every edge of a chunk."""
+    if nodes.dtype == torch.bfloat16:  # whose sums torch makes one by one
+        return nodes.index_select(0, chunk.ends[::2]).add_(nodes.index_select(0, chunk.ends[1::2]))
+    return torch.embedding_bag(nodes, chunk.ends, chunk.every_second, mode=0)[0]
 
 
 def stacked_statistics(
@@ -157,8 +164,9 @@ class _StackedUpdate(torch.autograd.Function):
         ctx.save_for_backward(z, weight, receiver, sender)
         ctx.stacking, ctx.layer = stacking, layer
         out = z.new_empty(z.shape[0], weight.shape[0])
+        ends = _joined(receiver, sender)
         for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
-            pre = _pre_activation(z, weight, receiver, sender, chunk)
+            pre = _pre_activation(z, weight, ends, chunk)
             torch.ops.aten.silu.out(pre, out=out[chunk.edges])
         return out
 
@@ -170,10 +178,10 @@ class _StackedUpdate(torch.autograd.Function):
         wide = _edges._wide(z)
         grad_z, grad_weight = torch.empty_like(z), torch.zeros_like(weight, dtype=wide)
         grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
-        turned = weight.T.contiguous()
+        turned, ends = weight.T.contiguous(), _joined(receiver, sender)
         for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
             rows, edges = chunk.rows, chunk.edges
-            pre, window = _pre_activation(z, weight, receiver, sender, chunk), _window(z, chunk)
+            pre, window = _pre_activation(z, weight, ends, chunk), _window(z, chunk)
             padded = _buffer(window, rows, weight.shape[0])
             g = torch.ops.aten.silu_backward.grad_input(grad[edges], pre, grad_input=padded[:rows])
             grad_receiver[chunk.nodes] = _sums(g, chunk)
@@ -184,9 +192,9 @@ class _StackedUpdate(torch.autograd.Function):
         return grad_z, *grads, None, None
 
 
-def _pre_activation(z: Tensor, weight: Tensor, receiver: Tensor, sender: Tensor, chunk: Chunk) -> Tensor:
+def _pre_activation(z: Tensor, weight: Tensor, ends: Tensor, chunk: Chunk) -> Tensor:
     pre = _products.apply(_window(z, chunk), weight)[: chunk.rows]
-    return pre.add_(_ends(receiver, sender, chunk))
+    return pre.add_(_ends(ends, chunk))
 
 
 def stacked_update(
@@ -208,14 +216,16 @@ class _StackedFourier(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, bias: Tensor, rank: Tensor, *groups: Tensor) -> Tensor:
         ctx.save_for_backward(weight, rank, *groups)
         half = weight.shape[1] // 2
+        left, right = weight[:, :half].contiguous(), weight[:, half:].contiguous()
         out = weight.new_empty(rank.shape[0], weight.shape[0])
         start = 0
         for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
             rates = frequencies.T.contiguous()
             for part in _edges.wave_chunks(rows, half):
                 places = rank[start + part.start : start + part.stop]
-                wave = _edges.waves(_products.apply(rows[part], rates)).to(weight.dtype)
-                out.index_copy_(0, places, _products.apply(wave, weight, bias[number]))
+                cos, sin = (wave.to(weight.dtype) for wave in _edges.waves(_products.apply(rows[part], rates)))
+                found = _products.apply(cos, left, bias[number])
+                out.index_copy_(0, places, found.add_(_products.apply(sin, right)))
             start += rows.shape[0]
         return out
 
@@ -233,11 +243,13 @@ class _StackedFourier(torch.autograd.Function):
             grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[3 + 2 * number] else None
             for part in _edges.wave_chunks(rows, half):
                 g = grad.index_select(0, rank[start + part.start : start + part.stop])
-                wave = _edges.waves(_products.apply(rows[part], rates)).to(weight.dtype)
-                grad_weight += _products.correlate(g, wave)
+                cos, sin = (wave.to(weight.dtype) for wave in _edges.waves(_products.apply(rows[part], rates)))
+                grad_weight[:, :half] += _products.correlate(g, cos)
+                grad_weight[:, half:] += _products.correlate(g, sin)
                 grad_bias[number] += g.sum(0, dtype=wide)
                 if grad_rows is not None:
-                    grad_rows[part] = _edges.wave_gradient(g @ weight, wave).to(rows.dtype) @ rates
+                    grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
+                    grad_rows[part] = grad_angle.to(rows.dtype) @ rates
             grads += [grad_rows, None]
             start += rows.shape[0]
         return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, *grads

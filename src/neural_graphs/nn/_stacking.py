@@ -47,7 +47,8 @@ class Chunk(NamedTuple):
     """Neighbouring nodes and all edges that end in them, with what operations on them need.
 
     ``runs`` count from the chunk's first node and edge, ``local`` is ``receiver`` counted from there, ``offsets`` where each
-    node's edges begin, ``every`` the numbers of all edges.
+    node's edges begin, ``every`` the numbers of all edges. ``ends`` ``[2 rows]`` are sender and receiver of each edge among
+    the rows of all nodes that send, followed by those of all that receive; ``every_second`` are the even numbers.
     """
 
     nodes: slice
@@ -59,6 +60,8 @@ class Chunk(NamedTuple):
     local: Tensor
     offsets: Tensor
     every: Tensor
+    ends: Tensor
+    every_second: Tensor
 
 
 class _Members(NamedTuple):
@@ -203,7 +206,7 @@ class Stacking:
         """The nodes computed after ``layer``, in portions with at most ``rows`` edges (but at least one node), but for those
         in which nothing ends."""
         if (layer, rows) not in self._chunks:
-            portions = (self._chunk(portion) for portion in self._portions(layer, rows))
+            portions = (self._chunk(portion, self.live[layer - 1]) for portion in self._portions(layer, rows))
             self._chunks[layer, rows] = [chunk for chunk in portions if chunk.rows]
         return self._chunks[layer, rows]
 
@@ -231,20 +234,23 @@ class Stacking:
         if portion:
             yield portion
 
-    def _chunk(self, runs: Sequence[Run]) -> Chunk:
+    def _chunk(self, runs: Sequence[Run], senders: int) -> Chunk:
         node, edge = runs[0].first, runs[0].start
         nodes, edges = slice(node, runs[-1].last), slice(edge, runs[-1].stop)
-        receiver = self.receiver[edges]
+        receiver, sender = self.receiver[edges], self.sender[edges]
+        every = torch.arange(edges.stop - edge, device=receiver.device)
         return Chunk(
             nodes,
             edges,
             edges.stop - edge,
             tuple(Run(r.first - node, r.last - node, r.start - edge, r.stop - edge) for r in runs),
             receiver,
-            self.sender[edges],
+            sender,
             receiver - node,
             self.offsets[node : nodes.stop + 1] - edge,
-            torch.arange(edges.stop - edge, device=receiver.device),
+            every,
+            torch.stack([sender, receiver + senders], 1).flatten(),
+            2 * every,
         )
 
 
