@@ -11,6 +11,7 @@ import torch
 from neural_graphs.bench import read_results
 from neural_graphs.bench._bulk import bench_chunks, bulk, module_of, step_flops, train_by_vmap, train_one_by_one
 from neural_graphs.bench._step import count_flops
+from neural_graphs.errors import UserError
 from neural_graphs.zoo._bulk import Course, TrainingImages, train_chunk
 from neural_graphs.zoo._classifier_recipes import find_classifier_recipe
 
@@ -46,7 +47,7 @@ def test_flop_formula_is_what_a_step_runs() -> None:
     recipe = find_classifier_recipe("small-cnn-zoo")
     ((run, *_), *_) = bench_chunks(recipe, (1, 32, 32), 1, 0)
     module, x = module_of(run), torch.randn(5, 1, 32, 32)
-    assert count_flops(lambda: module(x).sum().backward()) == 5 * step_flops(run.architecture, 32)
+    assert count_flops(lambda: module(x).sum().backward()) == 5 * step_flops(run.architecture, (1, 32, 32))
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -55,3 +56,8 @@ def test_rows(tmp_path: Path) -> None:
     found = {(entry["method"], entry["metric"]): entry["values"] for entry in rows}
     ours, alone = (found[name, "network_epochs_per_second"] for name in ("bulk training", "one by one"))
     assert found["bulk training", "speedup"] == pytest.approx([a / b for a, b in zip(ours, alone, strict=True)])
+
+
+def test_a_recipe_that_is_not_measured_is_refused() -> None:
+    with pytest.raises(UserError, match="choose small-cnn-zoo or wild-park"):
+        bulk(None, recipe="transformer", networks=2, side=28)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from neural_graphs.bench import _classification, _generalisation, read_results
@@ -94,3 +96,14 @@ def test_trees_beat_chance_on_their_own_training_networks(park: Zoo) -> None:
     true = park.train.column("test_accuracy")
     assert kendall_tau(true, model.predict(park.train)) > 0.5
     assert np.isfinite(model.predict(park.test)).all()
+
+
+def test_a_zoo_without_accuracies_is_refused_before_anything_is_trained(park: Zoo, tmp_path: Path) -> None:
+    copied = tmp_path / "zoo"
+    shutil.copytree(park.path, copied)
+    pq.write_table(
+        pq.read_table(copied / "networks.parquet").drop_columns("test_accuracy"), copied / "networks.parquet"
+    )
+    with pytest.raises(UserError, match="no column 'test_accuracy'"):
+        generalisation(copied, ["statnn"], (0,), tmp_path / "tau.json", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

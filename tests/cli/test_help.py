@@ -65,7 +65,7 @@ LESS = {
     "bench inr": "optimizer.epochs=1",
     "train": "optimizer.epochs=1 encoder.width=8",
     "zoo make inr": "--steps 5",
-    "zoo make cnn": "--side 4 --epochs 1 --train-images 64 --test-images 32 --threads 1",
+    "zoo make cnn": "--epochs 1 --train-images 64 --test-images 32 --threads 1",
 }
 
 

@@ -159,3 +159,14 @@ def test_bf16_is_close_to_fp32(tmp_path: Path) -> None:
     full, half = _make(tmp_path / "full", size=8), _make(tmp_path / "half", size=8, precision="bf16")
     gap = full.all.column("test_loss") - half.all.column("test_loss")
     assert np.abs(gap).max() > 0 and np.abs(gap).mean() < 0.1
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 0), (16, 0), (28, 14), (32, 16)])
+def test_images_are_averaged_down_to_what_divides_them(side: int, expected: int) -> None:
+    assert making._side(16, _sets(side, 4)[0]) == expected
+    assert making._side(0, _sets(side, 4)[0]) == 0
+
+
+def test_a_recipe_takes_images_smaller_than_its_own(tmp_path: Path) -> None:
+    zoo = _make(tmp_path / "zoo", recipe="wild-park", images=_sets(8), size=4)
+    assert (zoo.meta["source"]["height"], zoo.meta["recipe"]["side"]) == (8, 0)

@@ -22,8 +22,8 @@ BASE = (
 )
 """Preset and settings that all methods share."""
 
-_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 3, "sigma": 1.0, "fourier": 32}
-_TRANSFORMER: Mapping[str, Any] = {
+GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 3, "sigma": 1.0, "fourier": 32}
+TRANSFORMER: Mapping[str, Any] = {
     "name": "ng-t",
     "width": 32,
     "edge_width": 16,
@@ -35,7 +35,7 @@ _TRANSFORMER: Mapping[str, Any] = {
     "sigma": 1.0,
     "fourier": 32,
 }
-_SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 3}
+SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 3}
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ _PROBING = {"name": "probing", "probes": 64}
 
 ENCODERS: dict[str, Entry] = {
     "mlp": Entry("mlp", "", {"name": "mlp"}, ("optimizer.lr=1e-3",)),
-    "ng-gnn": Entry("ng-gnn", "probes=0", {**_GNN, "probes": 0}),
-    "ng-gnn-64": Entry("ng-gnn", "probes=64", {**_GNN, "probes": 64}),
-    "ng-t-all": Entry("ng-t", "all pairs, probes=0", {**_TRANSFORMER, "attention": "all", "probes": 0}),
-    "ng-t-all-64": Entry("ng-t", "all pairs, probes=64", {**_TRANSFORMER, "attention": "all", "probes": 64}),
-    "ng-t-blocks": Entry("ng-t", "blocks, probes=0", {**_TRANSFORMER, "attention": "blocks", "probes": 0}),
-    "ng-t-blocks-64": Entry("ng-t", "blocks, probes=64", {**_TRANSFORMER, "attention": "blocks", "probes": 64}),
-    "scale-gmn": Entry("scale-gmn", "forward", dict(_SCALE)),
-    "scale-gmn-b": Entry("scale-gmn", "bidirectional", {**_SCALE, "bidirectional": True}),
-    "scale-gmn-b-64": Entry("scale-gmn", "bidirectional, probes=64", {**_SCALE, "bidirectional": True, "probes": 64}),
+    "ng-gnn": Entry("ng-gnn", "probes=0", {**GNN, "probes": 0}),
+    "ng-gnn-64": Entry("ng-gnn", "probes=64", {**GNN, "probes": 64}),
+    "ng-t-all": Entry("ng-t", "all pairs, probes=0", {**TRANSFORMER, "attention": "all", "probes": 0}),
+    "ng-t-all-64": Entry("ng-t", "all pairs, probes=64", {**TRANSFORMER, "attention": "all", "probes": 64}),
+    "ng-t-blocks": Entry("ng-t", "blocks, probes=0", {**TRANSFORMER, "attention": "blocks", "probes": 0}),
+    "ng-t-blocks-64": Entry("ng-t", "blocks, probes=64", {**TRANSFORMER, "attention": "blocks", "probes": 64}),
+    "scale-gmn": Entry("scale-gmn", "forward", dict(SCALE)),
+    "scale-gmn-b": Entry("scale-gmn", "bidirectional", {**SCALE, "bidirectional": True}),
+    "scale-gmn-b-64": Entry("scale-gmn", "bidirectional, probes=64", {**SCALE, "bidirectional": True, "probes": 64}),
     "probing": Entry("probing", "outputs, 64 probes", _PROBING),
     "probing-neurons": Entry("probing", "neurons, 64 probes", {**_PROBING, "probe_reads": "neurons"}),
     "combined": Entry(
         "combined", "scale-gmn bidirectional and probing", {
-            "name": "combined", "parts": [{**_SCALE, "bidirectional": True, "probes": 64}, _PROBING]
+            "name": "combined", "parts": [{**SCALE, "bidirectional": True, "probes": 64}, _PROBING]
         },
     ),
 }  # fmt: skip
@@ -109,8 +109,11 @@ def encoder_ablation(
     time, one thread each. Rows as those of ``inr_classification``, with ``seconds_per_epoch``. Raises ``UserError`` for an
     unknown method, and as that function.
     """
-    chosen = _chosen(methods, ENCODERS)
-    plan = [_method(name, entry, seeds, zoo, runs, [*entry.settings, *overrides]) for name, entry in chosen.items()]
+    chosen = select(methods, ENCODERS)
+    plan = [
+        configured(name, entry, seeds, runs, *_base(zoo, [*entry.settings, *overrides]))
+        for name, entry in chosen.items()
+    ]
     return run_methods(zoo, plan, out, Path(out).stem, command, jobs)
 
 
@@ -130,10 +133,10 @@ def option_ablation(
     Rows, arguments and errors as those of ``encoder_ablation``; the variant is the option.
     """
     plan = []
-    for encoder, entry in _chosen(encoders, ENCODERS).items():
-        for option, settings in _chosen(options, OPTIONS).items():
+    for encoder, entry in select(encoders, ENCODERS).items():
+        for option, settings in select(options, OPTIONS).items():
             own = [*entry.settings, *OPTIONS_BASE, *settings, *overrides]
-            method = _method(f"{encoder}-{option.replace(' ', '-')}", entry, seeds, zoo, runs, own)
+            method = configured(f"{encoder}-{option.replace(' ', '-')}", entry, seeds, runs, *_base(zoo, own))
             title = ", ".join(filter(None, (entry.variant, option)))
             plan.append(replace(method, variant=title))
     return run_methods(zoo, plan, out, Path(out).stem, command, jobs)
@@ -142,24 +145,31 @@ def option_ablation(
 T = TypeVar("T")
 
 
-def _chosen(names: Sequence[str], table: Mapping[str, T]) -> dict[str, T]:
+def select(names: Sequence[str], table: Mapping[str, T]) -> dict[str, T]:
     if unknown := [name for name in names if name not in table]:
         raise UserError(f"unknown {unknown[0]!r}: choose among {', '.join(table)}")
     return {name: table[name] for name in names}
 
 
-def _method(
+def _base(zoo: str | os.PathLike[str], settings: Sequence[str]) -> tuple[str, list[str]]:
+    """Preset and settings of a run, from those of its own."""
+    preset, *shared = BASE
+    return preset, [*shared, "threads=1", *settings, f"zoo={os.fspath(zoo)}"]
+
+
+def configured(
     name: str,
     entry: Entry,
     seeds: Sequence[int],
-    zoo: str | os.PathLike[str],
     runs: str | os.PathLike[str],
-    overrides: Sequence[str],
+    preset: str,
+    settings: Sequence[str],
+    hold_out: Sequence[str] = (),
 ) -> Method:
-    preset, *shared = BASE
+    """A line of an ablation: ``entry``'s encoder with every seed, by ``settings`` on top of ``preset``, one thread each."""
     configs = []
     for seed in seeds:
-        config = load_config(preset, [*shared, "threads=1", *overrides, f"seed={seed}", f"zoo={os.fspath(zoo)}"])
+        config = load_config(preset, [*settings, f"seed={seed}"])
         out = str(Path(runs) / f"{name}-seed{seed}")
-        configs.append(replace(config, encoder=dict(entry.encoder), out=out))
+        configs.append(replace(config, encoder=dict(entry.encoder), out=out, hold_out=list(hold_out)))
     return Method(entry.method, entry.variant, tuple(configs))

@@ -17,8 +17,10 @@ from neural_graphs._memory import keep_buffers
 from neural_graphs._progress import progress
 from neural_graphs.bench._machine import in_turn, matmul_rate, median_ratio, seconds, threads
 from neural_graphs.bench._results import Row, row, write_results
+from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
-from neural_graphs.zoo._bulk import Course, Run, TrainingImages, batch_order, chunk_key, per_network, train_chunk
+from neural_graphs.graph._convolution import map_sizes
+from neural_graphs.zoo._bulk import Course, Run, TrainingImages, batch_order, per_network, train_chunk
 from neural_graphs.zoo._classifier_recipes import ClassifierRecipe, find_classifier_recipe
 
 EPOCH = 50_000
@@ -44,12 +46,16 @@ def bulk(
     Rows: methods ``bulk training`` and ``torch.func``, metric ``speedup`` over one by one, which gets the number of threads,
     1 or ``thread_count``, at which it is faster, and bulk training as many workers; ``network_epochs_per_second`` (of 50,000
     images) of all three; ``matmul_share`` of bulk training: FLOP/s of the convolutions and linear layers over those of
-    a large matrix product. Written to ``out`` unless it is None.
+    a large matrix product. Written to ``out`` unless it is None. Raises ``UserError`` for a recipe of other networks than
+    stacks.
     """
     chosen = find_classifier_recipe(recipe)
     shape = (3 if chosen.images == "cifar10" else 1, side, side)
     chunks = bench_chunks(chosen, shape, networks, seed)
     runs = [run for chunk in chunks for run in chunk]
+    stacks = [run.architecture for run in runs if isinstance(run.architecture, Stack)]
+    if not stacks:
+        raise UserError(f"recipe {recipe!r} is not measured: choose small-cnn-zoo or wild-park")
     count = chosen.batch_size * steps
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(count, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
@@ -81,7 +87,7 @@ def bulk(
     ]
     ours, slow, vmapped = per_run
     epochs = [[count / value / EPOCH for value in found] for found in per_run]
-    flops = sum(step_flops(run.architecture, side) for run in runs) / len(runs) * count
+    flops = sum(step_flops(stack, shape) for stack in stacks) / len(stacks) * count
     variant = f"{networks} of {recipe}, {side}x{side}, batch {chosen.batch_size}, threads={workers}"
     rows = [
         row("bulk training", "speedup", [b / a for a, b in zip(ours, slow, strict=True)], variant),
@@ -100,17 +106,12 @@ def bulk(
 
 def bench_chunks(recipe: ClassifierRecipe, shape: tuple[int, int, int], networks: int, seed: int) -> list[list[Run]]:
     """The first ``networks`` runs of a recipe that see all images, in the chunks in which they are trained."""
-    groups: dict[object, list[Run]] = {}
-    for run in recipe.runs(seed, 64 * networks, shape, 10):
-        if run.hyper.train_fraction == 1:
-            own = run.number // recipe.shared_shape if recipe.shared_shape > 1 else run.architecture
-            groups.setdefault((chunk_key(run), own), []).append(run)
+    drawn = (run for run in recipe.runs(seed, 64 * networks, shape, 10) if run.hyper.train_fraction == 1)
     chunks, left = [], networks
-    for members in groups.values():
-        part = members[: min(left, recipe.chunk)]
-        if part:
-            chunks.append(part)
-            left -= len(part)
+    for chunk in recipe.chunks(drawn):
+        if left:
+            chunks.append(chunk[:left])
+            left -= len(chunks[-1])
     return chunks
 
 
@@ -211,19 +212,12 @@ def train_by_vmap(
     return params
 
 
-def step_flops(architecture: object, side: int) -> int:
-    """FLOPs of convolutions and linear layers for one image: forward, gradient of the weights and, but for the first layer,
-    of the inputs."""
-    if not isinstance(architecture, Stack):
-        return 0
-    total = 0
-    for number, layer in enumerate(architecture.layers):
-        positions = 1
-        if layer.kernel:
-            side = (side + 2 * layer.padding - layer.kernel[0]) // layer.stride + 1
-            positions = side * side
-        total += 2 * (2 if number == 0 else 3) * positions * layer.outputs * layer.fan_in
-    return total
+def step_flops(stack: Stack, shape: tuple[int, int, int]) -> int:
+    """FLOPs of convolutions and linear layers for one image of ``shape``: forward, gradient of the weights and, but for the
+    first layer, of the inputs."""
+    written = [*map_sizes(stack, shape), *(layer.outputs for layer in stack.layers if not layer.kernel)]
+    products = [size * layer.fan_in for size, layer in zip(written, stack.layers, strict=True)]
+    return 2 * (3 * sum(products) - products[0])
 
 
 def _faster(count: int, runs: Sequence[Run], images: TrainingImages, course: Course, recipe: ClassifierRecipe) -> int:

@@ -12,23 +12,17 @@ from typing import Any
 import numpy as np
 
 from neural_graphs._io import read_json, write_json
-from neural_graphs.bench._ablation import Entry, _chosen
+from neural_graphs.bench._ablation import GNN, SCALE, TRANSFORMER, Entry, configured, select
 from neural_graphs.bench._classification import Method, about_runs, run_methods
 from neural_graphs.bench._results import Row, row
 from neural_graphs.graph import Stack
-from neural_graphs.tasks import TrainConfig, evaluate, load_config
+from neural_graphs.tasks import TrainConfig, evaluate
 from neural_graphs.tasks._ranking import kendall_tau
 from neural_graphs.tasks._trees import BoostedTrees
 from neural_graphs.zoo import Zoo, ZooSplit
 
 PRESET = "generalisation"
 
-_GNN: Mapping[str, Any] = {"name": "ng-gnn", "width": 32, "layers": 3, "sigma": 1.0, "fourier": 32}
-_TRANSFORMER: Mapping[str, Any] = {
-    "name": "ng-t", "width": 32, "edge_width": 16, "attention_width": 32, "hidden": 64, "edge_hidden": 32, "layers": 3,
-    "heads": 4, "sigma": 1.0, "fourier": 32,
-}  # fmt: skip
-_SCALE: Mapping[str, Any] = {"name": "scale-gmn", "width": 32, "layers": 3}
 _PROBING: Mapping[str, Any] = {"name": "probing", "probes": 32}
 _PROBES: Mapping[str, Any] = {"probes": 32}
 _KINDS: Mapping[str, Any] = {"activations": "auto"}
@@ -36,16 +30,16 @@ STATNN: Mapping[str, Any] = {"name": "statnn", "width": 256}
 
 GENERALISATION: dict[str, Entry] = {
     "statnn": Entry("statnn", "", STATNN, ("optimizer.lr=1e-3", "optimizer.epochs=60")),
-    "ng-gnn": Entry("ng-gnn", "probes=0", {**_GNN, **_KINDS}),
-    "ng-gnn-plain": Entry("ng-gnn", "probes=0, no activation embedding", _GNN),
-    "ng-gnn-32": Entry("ng-gnn", "probes=32", {**_GNN, **_KINDS, **_PROBES}),
-    "ng-t": Entry("ng-t", "probes=0", {**_TRANSFORMER, **_KINDS}),
-    "ng-t-plain": Entry("ng-t", "probes=0, no activation embedding", _TRANSFORMER),
-    "ng-t-32": Entry("ng-t", "probes=32", {**_TRANSFORMER, **_KINDS, **_PROBES}),
-    "scale-gmn": Entry("scale-gmn", "forward", _SCALE),
+    "ng-gnn": Entry("ng-gnn", "probes=0", {**GNN, **_KINDS}),
+    "ng-gnn-plain": Entry("ng-gnn", "probes=0, no activation embedding", GNN),
+    "ng-gnn-32": Entry("ng-gnn", "probes=32", {**GNN, **_KINDS, **_PROBES}),
+    "ng-t": Entry("ng-t", "probes=0", {**TRANSFORMER, **_KINDS}),
+    "ng-t-plain": Entry("ng-t", "probes=0, no activation embedding", TRANSFORMER),
+    "ng-t-32": Entry("ng-t", "probes=32", {**TRANSFORMER, **_KINDS, **_PROBES}),
+    "scale-gmn": Entry("scale-gmn", "forward", SCALE),
     "probing": Entry("probing", "outputs, 32 probes", _PROBING),
     "combined": Entry("combined", "ng-gnn probes=0 and probing", {
-        "name": "combined", "parts": [{**_GNN, **_KINDS}, _PROBING]}),
+        "name": "combined", "parts": [{**GNN, **_KINDS}, _PROBING]}),
 }  # fmt: skip
 """Methods by name; their own settings go before those given for all. ``probe_shape`` is filled in from the zoo's images."""
 
@@ -79,13 +73,14 @@ def generalisation(
     ``encoder_ablation``.
     """
     loaded = Zoo.load(zoo)
+    _true(loaded.test)  # a zoo without accuracies is refused before anything is trained
     shape = probe_shape(loaded, probe_side)
-    known = {name: entry for name, entry in _chosen([m for m in methods if m != TREES], GENERALISATION).items()}
     held_out = wide_architectures(loaded) if wider else []
-    plan = [
-        _method(name, replace(entry, encoder=_with_probes(entry.encoder, shape)), seeds, zoo, runs, overrides, held_out)
-        for name, entry in known.items()
-    ]
+    plan = []
+    for name, entry in select([m for m in methods if m != TREES], GENERALISATION).items():
+        settings = ["threads=1", *overrides, *entry.settings, f"zoo={os.fspath(zoo)}"]
+        entry = replace(entry, encoder=_with_probes(entry.encoder, shape))
+        plan.append(configured(name, entry, seeds, runs, PRESET, settings, held_out))
     masks = subsets(loaded.test, held_out)
     further = _trees(loaded, seeds, masks, held_out, transfer) if TREES in methods else []
 
@@ -126,25 +121,6 @@ def subsets(split: ZooSplit, held_out: Sequence[str] = ()) -> dict[str, np.ndarr
     return found
 
 
-def _method(
-    name: str,
-    entry: Entry,
-    seeds: Sequence[int],
-    zoo: str | os.PathLike[str],
-    runs: str | os.PathLike[str],
-    overrides: Sequence[str],
-    held_out: Sequence[str],
-) -> Method:
-    configs = []
-    for seed in seeds:
-        config = load_config(
-            PRESET, ["threads=1", *overrides, *entry.settings, f"seed={seed}", f"zoo={os.fspath(zoo)}"]
-        )
-        out = str(Path(runs) / f"{name}-seed{seed}")
-        configs.append(replace(config, encoder=dict(entry.encoder), out=out, hold_out=list(held_out)))
-    return Method(entry.method, entry.variant, tuple(configs))
-
-
 def _with_probes(encoder: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
     found = dict(encoder)
     if found.get("probes"):
@@ -167,9 +143,8 @@ def _rows(
     about = about_runs(finished, metrics)
     rows = [
         row(method.name, name, [m[source] for m in metrics], method.variant, **about)
-        for name, source in (("val_kendall_tau", "val_kendall_tau"), ("r2", "test_r2"),
-                             ("interval_coverage", "test_interval_coverage"))
-    ]  # fmt: skip
+        for name, source in (("val_kendall_tau", "val_kendall_tau"), ("r2", "test_r2"))
+    ]
     tables = [_predictions(config, None) for config in finished]
     rows = [*_taus(method.name, method.variant, tables, masks, about), *rows]
     if transfer is not None:

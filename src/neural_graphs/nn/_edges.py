@@ -86,13 +86,8 @@ class _FourierEmbedding(torch.autograd.Function):
         grad_bias = grads.sum(0, dtype=_wide(grads))
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         for part in wave_chunks(rows, half):
-            g = grads[part]
-            cos, sin = (wave.to(dtype) for wave in waves(_products.apply(rows[part], rates)))
-            grad_weight[:, :half] += _products.correlate(g, cos)
-            grad_weight[:, half:] += _products.correlate(g, sin)
-            if grad_rows is not None:
-                grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
-                grad_rows[part] = grad_angle.to(e.dtype) @ rates
+            out = grad_rows[part] if grad_rows is not None else None
+            waves_backward(grads[part], rows[part], rates, weight, grad_weight, out)
         grad_e = None if grad_rows is None else grad_rows.view_as(e)
         return grad_e, None, grad_weight.to(dtype), grad_bias.to(dtype)
 
@@ -105,6 +100,20 @@ def waves(angle: Tensor) -> tuple[Tensor, Tensor]:
     # numpy's are nearly three times as fast as torch's.
     values = angle.numpy()
     return torch.from_numpy(np.cos(values)), torch.from_numpy(np.sin(values, out=values))
+
+
+def waves_backward(
+    g: Tensor, rows: Tensor, rates: Tensor, weight: Tensor, grad_weight: Tensor, grad_rows: Tensor | None
+) -> None:
+    """Backward of ``[cos(rows @ rates.T), sin(...)] @ weight.T``: adds to ``grad_weight`` and, if wanted, writes
+    ``grad_rows``; ``g`` ``[R, F]``, ``rows`` ``[R, f]``, ``rates`` ``[m, f]``, ``weight`` ``[F, 2m]``."""
+    half = weight.shape[1] // 2
+    cos, sin = (wave.to(weight.dtype) for wave in waves(_products.apply(rows, rates)))
+    grad_weight[:, :half] += _products.correlate(g, cos)
+    grad_weight[:, half:] += _products.correlate(g, sin)
+    if grad_rows is not None:
+        grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
+        torch.mm(grad_angle.to(rows.dtype), rates, out=grad_rows)
 
 
 def wave_chunks(rows: Tensor, width: int) -> Iterator[slice]:

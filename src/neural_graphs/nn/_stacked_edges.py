@@ -243,13 +243,9 @@ class _StackedFourier(torch.autograd.Function):
             grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[3 + 2 * number] else None
             for part in _edges.wave_chunks(rows, half):
                 g = grad.index_select(0, rank[start + part.start : start + part.stop])
-                cos, sin = (wave.to(weight.dtype) for wave in _edges.waves(_products.apply(rows[part], rates)))
-                grad_weight[:, :half] += _products.correlate(g, cos)
-                grad_weight[:, half:] += _products.correlate(g, sin)
+                own = grad_rows[part] if grad_rows is not None else None
+                _edges.waves_backward(g, rows[part], rates, weight, grad_weight, own)
                 grad_bias[number] += g.sum(0, dtype=wide)
-                if grad_rows is not None:
-                    grad_angle = (g @ weight[:, half:]) * cos - (g @ weight[:, :half]) * sin
-                    grad_rows[part] = grad_angle.to(rows.dtype) @ rates
             grads += [grad_rows, None]
             start += rows.shape[0]
         return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, *grads

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from neural_graphs.errors import UserError
 from neural_graphs.graph import ModuleArchitecture, Stack
 from neural_graphs.zoo._grouped import grouped_logits
 
 if TYPE_CHECKING:
     from neural_graphs.graph import Architecture
 
-OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 EVAL_BATCH = 256
 
 
@@ -154,10 +154,12 @@ class _Chunk:
         self.rate = self._each([h.learning_rate for h in hyper])
         self.decay = self._each([h.weight_decay for h in hyper])
         self.dropout = torch.tensor([h.dropout for h in hyper]).to(self.flat)
+        self.drop = self._drop if any(h.dropout for h in hyper) else None
         self.optimizer, self.fraction = hyper[0].optimizer, hyper[0].train_fraction
         self.first, self.second = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.steps = 0
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=self.flat.device)
+        self.broken = False  # whether any is not alive: asked at every step, which should not wait for a device
         self.safe = self.flat.clone()
 
     def _each(self, values: Sequence[float]) -> Tensor:
@@ -185,14 +187,14 @@ class _Chunk:
 
     def _step(self, picked: Tensor) -> None:
         x, y = self.images.train[picked], self.images.train_labels[picked]
-        losses = per_network(self.logits(x, self._drop if bool(self.dropout.any()) else None), y)
+        losses = per_network(self.logits(x, self.drop), y)
         gradients = torch.autograd.grad(losses.sum(), list(self.leaves.values()))
         g = torch.cat([gradient.flatten() for gradient in gradients])
         self.steps += 1
         with torch.no_grad():
             if not bool(torch.isfinite(losses).all()):
                 self._freeze(~torch.isfinite(losses))
-            if not bool(self.alive.all()):
+            if self.broken:
                 g = torch.where(self.alive[self.owner], g, 0.0)
             self._update(g)
 
@@ -230,6 +232,7 @@ class _Chunk:
         for state in (self.first, self.second, self.rate, self.decay):
             state.masked_fill_(mine, 0.0)
         self.alive &= ~broken
+        self.broken = True
 
     @torch.no_grad()
     def checkpoint(self, epoch: int) -> Checkpoint:
@@ -279,6 +282,21 @@ def batch_order(count: int, fraction: float, seed: int, epoch: int) -> Tensor:
     if epoch >= 0:
         kept = np.random.default_rng([seed, 4, epoch, round(1000 * fraction)]).permutation(kept)
     return torch.from_numpy(kept)
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def deviation(init: str, fan_in: int, fan_out: int) -> float:
+    """Standard deviation of weights by ``"normal"`` (1), ``"glorot"`` (Glorot & Bengio 2010) or ``"he"`` (He et al. 2015).
+
+    Raises ``UserError`` for another name.
+    """
+    found = {"normal": 1.0, "glorot": math.sqrt(2 / (fan_in + fan_out)), "he": math.sqrt(2 / fan_in)}
+    if init not in found:
+        raise UserError(f"unknown initialisation {init!r}: choose one of {', '.join(found)}")
+    return found[init]
 
 
 def _mix(*numbers: int) -> int:

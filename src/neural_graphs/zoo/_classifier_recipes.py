@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Activation, Layer, Stack
-from neural_graphs.zoo._bulk import Hyper, Run
+from neural_graphs.zoo._bulk import Hyper, Run, chunk_key, deviation, log_uniform
 from neural_graphs.zoo._transformers import initial_transformer, transformer_runs
 
 Shape = tuple[int, int, int]
@@ -24,9 +25,9 @@ class ClassifierRecipe:
     """How the classifiers of a zoo are drawn and trained.
 
     ``runs(seed, count, shape, classes)`` draws them, ``initial(run, seed)`` their first weights, from (seed, number) alone.
-    ``checkpoints`` are the epochs after which networks are kept, ``side`` the size that images are averaged down to (0: as
-    they are), ``chunk`` how many networks are trained at once. ``shared_shape`` says how many consecutive runs have layers
-    of one shape and stand in one split.
+    ``checkpoints`` are the epochs after which networks are kept, ``side`` the size that larger images are averaged down to
+    (0: as they are), ``chunk`` how many networks are trained at once. ``shared_shape`` says how many consecutive runs have
+    layers of one shape and stand in one split.
     """
 
     name: str
@@ -39,6 +40,17 @@ class ClassifierRecipe:
     side: int = 0
     chunk: int = 8
     shared_shape: int = 1
+
+    def chunks(self, runs: Iterable[Run]) -> Iterator[list[Run]]:
+        """``runs`` in groups that are trained together."""
+        groups: dict[Any, list[Run]] = {}
+        for run in runs:
+            # Those that share shapes but not activations are put together only where they are drawn so.
+            own = run.number // self.shared_shape if self.shared_shape > 1 else run.architecture
+            groups.setdefault((chunk_key(run), own), []).append(run)
+        for members in groups.values():
+            for first in range(0, len(members), self.chunk):
+                yield members[first : first + self.chunk]
 
 
 # -- Small CNN Zoo (Unterthiner et al. 2020) --------------------------------------------------------------------------
@@ -66,11 +78,11 @@ def small_cnn_runs(seed: int, count: int, shape: Shape, classes: int) -> list[Ru
         spread = (1e-3, 0.5) if "normal" in init else (0.5, 2.0)
         hyper = Hyper(
             optimizer=("adam", "sgd", "rmsprop")[rng.integers(3)],
-            learning_rate=_log_uniform(rng, 5e-4, 5e-2),
-            weight_decay=_log_uniform(rng, 1e-8, 1e-2),
+            learning_rate=log_uniform(rng, 5e-4, 5e-2),
+            weight_decay=log_uniform(rng, 1e-8, 1e-2),
             dropout=float(rng.uniform(0.0, 0.7)),
             init=init,
-            init_scale=_log_uniform(rng, *spread),
+            init_scale=log_uniform(rng, *spread),
             train_fraction=FRACTIONS[rng.integers(len(FRACTIONS))],
         )
         runs.append(Run(number, small_cnn(("relu", "tanh")[rng.integers(2)], shape[0], classes), hyper))
@@ -101,8 +113,6 @@ def initial_stack(run: Run, seed: int) -> dict[str, Tensor]:
 
 def _draw(rng: np.random.Generator, layer: Layer, init: str) -> np.ndarray:
     shape = layer.weight_shape
-    if init == "normal":
-        return rng.standard_normal(shape)
     if init == "truncated-normal":
         from scipy.stats import truncnorm
 
@@ -112,12 +122,7 @@ def _draw(rng: np.random.Generator, layer: Layer, init: str) -> np.ndarray:
         q, r = np.linalg.qr(rng.standard_normal((max(rows, columns), min(rows, columns))))
         q = q * np.sign(np.diag(r))
         return (q if rows >= columns else q.T).reshape(shape)
-    fan_out = layer.outputs * math.prod(layer.kernel)
-    if init == "glorot":
-        return rng.standard_normal(shape) * math.sqrt(2 / (layer.fan_in + fan_out))
-    if init == "he":
-        return rng.standard_normal(shape) * math.sqrt(2 / layer.fan_in)
-    raise UserError(f"unknown initialisation {init!r}: choose one of {', '.join(INITS)}, torch")
+    return rng.standard_normal(shape) * deviation(init, layer.fan_in, layer.outputs * math.prod(layer.kernel))
 
 
 # -- CNN Wild Park (Kofinas et al. 2024) ------------------------------------------------------------------------------
@@ -190,7 +195,3 @@ def assign_splits(count: int, group: int, splits: Sequence[float], seed: int) ->
     for name, begin, end in zip(("train", "val", "test"), (0, *bounds[:2]), bounds, strict=True):
         split[order[begin:end]] = name
     return np.repeat(split, group)[:count]
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(math.log(low), math.log(high))))

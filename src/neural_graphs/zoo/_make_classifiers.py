@@ -21,7 +21,8 @@ from neural_graphs._memory import keep_buffers
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
-from neural_graphs.zoo._bulk import Checkpoint, Course, Run, TrainingImages, chunk_key, train_chunk
+from neural_graphs.graph._convolution import map_sizes
+from neural_graphs.zoo._bulk import Checkpoint, Course, Run, TrainingImages, train_chunk
 from neural_graphs.zoo._classifier_recipes import ClassifierRecipe, assign_splits, find_classifier_recipe
 from neural_graphs.zoo._make import check_device
 from neural_graphs.zoo._store import Zoo
@@ -66,7 +67,8 @@ def make_cnn_zoo(
         epochs: passes over the training images; by default the recipe's.
         checkpoints: epochs after which networks are kept; by default the recipe's, or the last where ``epochs`` is given.
         batch_size: images per step.
-        side: average images down to ``side x side``, a divisor of their size; 0: as they are.
+        side: average images down to ``side x side``, a divisor of their size; 0: as they are. By default the largest that is
+            not above the recipe's.
         train_images: use so many training images only.
         test_images: measure test (and training) figures on so many images.
         seed: non-negative.
@@ -84,8 +86,10 @@ def make_cnn_zoo(
     """
     name = images[0].name if isinstance(images, tuple) else images
     chosen = _settings(find_classifier_recipe(recipe), name, epochs, checkpoints, batch_size, side, chunk)
-    if seed < 0 or size < 1 or (workers is not None and workers < 1):
-        raise UserError(f"seed {seed}, size {size}, workers {workers}: the last two must be positive")
+    if seed < 0:
+        raise UserError(f"seed {seed}: give 0 or more")
+    if size < 1 or (workers is not None and workers < 1):
+        raise UserError(f"size {size}, workers {workers}: both must be positive")
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision!r}: choose fp32 or bf16")
     check_device(device)
@@ -95,6 +99,8 @@ def make_cnn_zoo(
         images if isinstance(images, tuple) else tuple(load_images(chosen.images, s, folder) for s in ("train", "test"))
     )
     sources = [_first(part, count) for part, count in zip(given, (train_images, test_images), strict=True)]
+    if side is None:
+        chosen = replace(chosen, side=_side(chosen.side, sources[0]))
     data = prepare_images(sources[0], sources[1], chosen.side).to(device)
     channels, height, width = data.train.shape[1:]
     runs = chosen.runs(seed, size, (channels, height, width), len(sources[0].class_names))
@@ -158,16 +164,7 @@ class Work:
 
     def chunks(self) -> Iterator[tuple[int, list[Run]]]:
         """Runs that are trained together, and a number for each such group."""
-        groups: dict[Any, list[Run]] = {}
-        for run in self.runs:
-            # Runs that share shapes but not activations are put together only where the recipe draws them so.
-            own = run.number // self.recipe.shared_shape if self.recipe.shared_shape > 1 else run.architecture
-            groups.setdefault((chunk_key(run), own), []).append(run)
-        number = 0
-        for members in groups.values():
-            for first in range(0, len(members), self.recipe.chunk):
-                yield number, members[first : first + self.recipe.chunk]
-                number += 1
+        yield from enumerate(self.recipe.chunks(self.runs))
 
     def shards(self, number: int, runs: Sequence[Run]) -> dict[str, list[int]]:
         """Shard name -> positions in the chunk, one shard per architecture."""
@@ -196,6 +193,14 @@ def _settings(
     return chosen
 
 
+def _side(most: int, images: ImageSet) -> int:
+    """The largest size of at most ``most`` pixels that square images can be averaged down to; 0 where that is their own."""
+    height, width, _ = images.image_shape
+    if not most or height != width or height <= most:
+        return 0
+    return max(side for side in range(1, most + 1) if height % side == 0)
+
+
 def _first(images: ImageSet, count: int | None) -> ImageSet:
     """The first ``count`` images (sources are shuffled); all, if None."""
     if count is None or count == len(images):
@@ -214,18 +219,11 @@ def _check(runs: Sequence[Run], data: TrainingImages, recipe: ClassifierRecipe) 
             "fewer than that: give a smaller one or more images"
         )
     for architecture in dict.fromkeys(run.architecture for run in runs):
-        if not isinstance(architecture, Stack):
-            architecture.parameter_shapes()  # modules are recorded here: two threads cannot do that at once
+        if isinstance(architecture, Stack):
+            channels, height, width = data.train.shape[1:]
+            map_sizes(architecture, (channels, height, width))
         else:
-            side = min(data.train.shape[2:])
-            for layer in architecture.layers:
-                if layer.kernel:
-                    side = (side + 2 * layer.padding - max(layer.kernel)) // layer.stride + 1
-            if side < 1:
-                height, width = data.train.shape[2:]
-                raise UserError(
-                    f"images of {height}x{width} are too small for recipe {recipe.name}: choose larger ones"
-                )
+            architecture.parameter_shapes()  # modules are recorded here: two threads cannot do that at once
 
 
 def _describe(work: Work, sources: Sequence[ImageSet], splits: Sequence[float], data: TrainingImages) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neural_graphs.errors import UserError
 from neural_graphs.graph import ModuleArchitecture, register_architecture
 from neural_graphs.graph._architecture import Drop
-from neural_graphs.zoo._bulk import Hyper, Run
+from neural_graphs.zoo._bulk import Hyper, Run, deviation, log_uniform
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 
@@ -221,11 +221,11 @@ def transformer_runs(seed: int, count: int, shape: tuple[int, int, int], classes
         init = INITS[rng.integers(len(INITS))]
         hyper = Hyper(
             optimizer=optimizer,
-            learning_rate=_log_uniform(rng, slow, fast),
-            weight_decay=_log_uniform(rng, low, high),
+            learning_rate=log_uniform(rng, slow, fast),
+            weight_decay=log_uniform(rng, low, high),
             dropout=float(rng.uniform(0.0, 0.5)),
             init=init,
-            init_scale=_log_uniform(rng, 1e-2, 0.3) if init == "normal" else _log_uniform(rng, 0.3, 2.0),
+            init_scale=log_uniform(rng, 1e-2, 0.3) if init == "normal" else log_uniform(rng, 0.3, 2.0),
             train_fraction=(0.1, 0.3, 1.0)[rng.integers(3)],
         )
         runs.append(Run(number, architecture, hyper))
@@ -247,20 +247,6 @@ def initial_transformer(run: Run, seed: int) -> dict[str, Tensor]:
         elif len(shape) == 1:
             noise = np.full(shape, float("norm" in name and name.endswith("weight")))
         else:
-            noise *= run.hyper.init_scale * _spread(run.hyper.init, math.prod(shape[1:]), shape[0])
+            noise *= run.hyper.init_scale * deviation(run.hyper.init, math.prod(shape[1:]), shape[0])
         found[name] = torch.from_numpy(noise).float()
     return found
-
-
-def _spread(init: str, fan_in: int, fan_out: int) -> float:
-    if init == "normal":
-        return 1.0
-    if init == "glorot":
-        return math.sqrt(2 / (fan_in + fan_out))
-    if init == "he":
-        return math.sqrt(2 / fan_in)
-    raise UserError(f"unknown initialisation {init!r}: choose one of {', '.join(INITS)}")
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(math.log(low), math.log(high))))
