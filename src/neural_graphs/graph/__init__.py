@@ -11,6 +11,8 @@ from neural_graphs.graph._graph import NeuralGraph as NeuralGraph
 from neural_graphs.graph._layout import Layout as Layout
 from neural_graphs.graph._packing import check_state_dict as check_state_dict
 from neural_graphs.graph._plain import stack_from_shapes as stack_from_shapes
+from neural_graphs.graph._rendering import pixel_grid as pixel_grid
+from neural_graphs.graph._rendering import render as render
 from neural_graphs.graph._rescaling import Rescaling as Rescaling
 from neural_graphs.graph._rescaling import Term as Term
 from neural_graphs.graph._spec import Axis as Axis

@@ -21,20 +21,13 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
+from neural_graphs.graph._rendering import pixel_grid as pixel_grid
 from neural_graphs.graph._stack import Stack
 from neural_graphs.zoo._kernels import ADAM_BETAS, kernel
 
 CACHE_BYTES = 8 * 2**20  # activations of one chunk: measured to stay in a shared L3 cache and hide Python's overhead
 DEVICE_BYTES = 2 * 2**30  # the same on an accelerator, where only memory bounds a chunk
 COMPILE_PAYS_AFTER = 5e9  # pointwise evaluations; compiling costs about 4 s and saves about 1.6 ns per evaluation
-
-
-def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Coordinates ``[height * width, 2]`` of the pixels row by row, as (column, row), each in ``linspace(-1, 1)``."""
-    rows, columns = torch.meshgrid(
-        torch.linspace(-1, 1, height, dtype=dtype), torch.linspace(-1, 1, width, dtype=dtype), indexing="ij"
-    )
-    return torch.stack((columns.flatten(), rows.flatten()), dim=1)
 
 
 # -- initial weights ----------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ import torch
 
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import RunError, UserError
-from neural_graphs.graph import Stack
-from neural_graphs.zoo._inr import pixel_grid
+from neural_graphs.graph import render as draw
 from neural_graphs.zoo._store import Indices, Zoo, ZooSplit
 from neural_graphs.zoo.images import load_images
 
-BUFFER = 2**25  # values of the widest layer in memory at once
+BATCH = 1024  # networks read at once
 
 
 def render(
@@ -30,30 +29,24 @@ def render(
 
     Raises:
         UserError: the zoo does not say the resolution and none is given, or its networks are no functions of two
-            coordinates.
+            coordinates or have different numbers of outputs.
     """
     source = networks.zoo.meta.get("source", {})
     height, width = height or source.get("height"), width or source.get("width")
     if not height or not width:
         raise UserError(f"{networks.zoo.path} does not say at which resolution to render: give height and width")
     low, high = networks.zoo.meta.get("recipe", {}).get("pixel_range", (0.0, 1.0))
-    coords = pixel_grid(height, width)
     chosen = networks.select(indices)
-    rendered: np.ndarray | None = None
-    stacks = chosen.architectures.values()
-    widest = max((max(s.widths) if isinstance(s, Stack) else s.num_parameters for s in stacks), default=1)
-    batch = max(1, BUFFER // (widest * height * width))
-    for start in range(0, len(chosen), batch):
-        for architecture, places, values in chosen.state_dicts(slice(start, start + batch)):
-            stack = networks.zoo.architectures[architecture]
-            if stack.input_shape != (2,):
-                raise UserError(f"{stack} is no image: only networks with 2 inputs can be rendered")
-            with torch.no_grad():
-                out = (stack.forward(values, coords) - low) / (high - low)
-            if rendered is None:
-                rendered = np.empty((len(chosen), height, width, stack.num_outputs), np.float32)
-            rendered[start + places.numpy()] = out.unflatten(1, (height, width)).numpy()
-    return np.empty((0, height, width, 1), np.float32) if rendered is None else rendered
+    images = np.empty((0, height, width, 1), np.float32)
+    for start in range(0, len(chosen), BATCH):
+        with torch.no_grad():
+            drawn = draw(chosen.batch(slice(start, start + BATCH)), height, width, (low, high)).numpy()
+        if not start:
+            images = np.empty((len(chosen), *drawn.shape[1:]), np.float32)
+        if drawn.shape[1:] != images.shape[1:]:
+            raise UserError(f"the networks of {networks.zoo.path} have different numbers of outputs: render them apart")
+        images[start : start + BATCH] = drawn
+    return images
 
 
 def original_images(networks: ZooSplit) -> np.ndarray | None:
