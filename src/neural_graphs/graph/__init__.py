@@ -5,6 +5,7 @@ from neural_graphs.graph._architecture import Architecture as Architecture
 from neural_graphs.graph._architecture import ModuleArchitecture as ModuleArchitecture
 from neural_graphs.graph._architecture import architecture_from_json as architecture_from_json
 from neural_graphs.graph._architecture import register_architecture as register_architecture
+from neural_graphs.graph._average import average_networks as average_networks
 from neural_graphs.graph._batch import GraphBatch as GraphBatch
 from neural_graphs.graph._check import SymmetryReport as SymmetryReport
 from neural_graphs.graph._graph import NeuralGraph as NeuralGraph

@@ -2,6 +2,8 @@
 
 from neural_graphs.nn._combined import Combined as Combined
 from neural_graphs.nn._delta import DeltaHead as DeltaHead
+from neural_graphs.nn._delta import FlatDeltaHead as FlatDeltaHead
+from neural_graphs.nn._delta import delta_head as delta_head
 from neural_graphs.nn._encoder import Encoder as Encoder
 from neural_graphs.nn._encoder import Encoding as Encoding
 from neural_graphs.nn._encoder import Reads as Reads

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
 from neural_graphs.nn._normalization import Normalization
+from neural_graphs.nn._slots import Reading
 
 Reads = Literal["outputs", "nodes", "edges"]
 """What a head reads: the output neurons only, every neuron, or every neuron and every edge."""
@@ -56,6 +57,18 @@ class Encoder(nn.Module):
     edge_dtype: torch.dtype | None = None
     """Precision of edge embeddings inside encoders that have them; None is that of the parameters. ``torch.bfloat16``
     halves memory and, where the processor multiplies bfloat16 matrices, time."""
+
+    rescaled: ClassVar[bool] = False
+    """Whether embeddings are (``Encoding.rescaled``)."""
+
+    both_directions: bool = True
+    """Whether edges are embedded in both directions."""
+
+    kernel: tuple[int, int] = (1, 1)
+    """The largest kernel that it reads."""
+
+    reading: Reading = Reading()
+    """What it reads beside weights."""
 
     config: dict[str, Any]
     width: int

@@ -100,6 +100,8 @@ class NGGNN(Encoder):
             activations=activations,
             probe_shape=probe_shape,
         )
+        self.kernel, self.reading = self.embedding.kernel, self.embedding.reading
+        self.both_directions = reverse_edges
         self.layers = nn.ModuleList(NGGNNLayer(width, edge_mlp=i < layers - 1) for i in range(layers))
         self.average_log_degree: Tensor
         self.register_buffer("average_log_degree", torch.tensor(math.log(33.0)))

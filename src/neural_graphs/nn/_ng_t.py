@@ -106,6 +106,7 @@ class NGT(Encoder):
             activations=activations,
             probe_shape=probe_shape,
         )
+        self.kernel, self.reading = self.embedding.kernel, self.embedding.reading
         self.layers = nn.ModuleList(
             NGTLayer(width, edge_width, attention_width, hidden, heads, dropout) for _ in range(layers)
         )

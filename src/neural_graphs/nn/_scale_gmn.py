@@ -74,6 +74,8 @@ class ScaleGMN(Encoder):
     ``NGGNN`` do.
     """
 
+    rescaled = True
+
     def __init__(
         self,
         width: int = 64,
@@ -97,6 +99,7 @@ class ScaleGMN(Encoder):
         if min(layers, width, edge_width, max_io) < 1 or probes < 0:
             raise UserError("scale-gmn: width, layers, edge_width and max_io must be positive, probes not negative")
         self.width, self._edge_width, self.bidirectional = width, edge_width, bidirectional
+        self.both_directions = bidirectional
         self.kernel = (int(kernel[0]), int(kernel[1]))
         self.bias = nn.Linear(1, width, bias=False)
         self.weight = nn.Linear(math.prod(self.kernel), edge_width, bias=False)
