@@ -254,7 +254,7 @@ class FlatDeltaHead(ChangeHead):
         x = encoding.vector[encoding.batch.index[bucket].to(encoding.vector.device)]
         tensors = (*graph.edges, *graph.nodes)
         parts = self.map(x, [x], style).split([math.prod(t.shape[1:]) for t in tensors], 1)
-        shaped = [part.view(-1, *t.shape[1:]) for part, t in zip(parts, tensors, strict=True)]
+        shaped = [part.reshape(len(t) * self.copies, *t.shape[1:]) for part, t in zip(parts, tensors, strict=True)]
         weights, values = shaped[: len(graph.edges)], shaped[len(graph.edges) :]
         ends = [block.target for block in spec.blocks]
         weights = [self._scale(spec, s, self.weight_scale, strength) * w for s, w in zip(ends, weights, strict=True)]
