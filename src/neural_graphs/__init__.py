@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from neural_graphs.nn import create_encoder as create_encoder
     from neural_graphs.nn import list_encoders as list_encoders
     from neural_graphs.tasks import Classifier as Classifier
+    from neural_graphs.tasks import Editor as Editor
     from neural_graphs.tasks import Regressor as Regressor
     from neural_graphs.zoo import Zoo as Zoo
     from neural_graphs.zoo import import_zoo as import_zoo
@@ -45,6 +46,7 @@ _NAMES = {
     "make_zoo": "zoo",
     "import_zoo": "zoo",
     "Classifier": "tasks",
+    "Editor": "tasks",
     "Regressor": "tasks",
 }
 _SUBMODULES = ("graph", "nn", "zoo", "tasks", "testing")

@@ -14,11 +14,12 @@ from neural_graphs.tasks._config import from_dict, to_dict, to_yaml
 
 def test_presets_load_and_comment_every_key() -> None:
     regress = ["generalisation", "generalisation-paper", "generalisation-statnn"]
+    edit = ["edit", "edit-paper"]
     classify = ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes", "inr-probing"]
-    assert list_presets() == regress + classify
+    assert list_presets() == edit + regress + classify
     for name in list_presets():
         config = load_config(name, ["zoo=somewhere"])
-        assert config.task == ("regress" if name in regress else "classify")
+        assert config.task == ("regress" if name in regress else "edit" if name in edit else "classify")
         assert config.zoo == "somewhere" and config.out == str(Path("runs") / name)
         lines = preset_text(name).splitlines()
         assert all("#" in line for line in lines), name
@@ -54,6 +55,22 @@ def test_paper_preset_of_generalisation_is_the_paper() -> None:
     assert (augment.noise, augment.dropout, augment.translation) == (0.1, 0.01, 0)
     assert (config.loss, config.label, config.bounds) == ("mse", "test_accuracy", [0, 1])
     assert (config.eval_every, config.eval_unit) == (100, "steps")
+
+
+def test_paper_preset_of_editing_is_the_paper() -> None:
+    config = load_config("edit-paper")
+    optimizer, encoder = config.optimizer, config.encoder
+    assert (encoder["name"], encoder["width"], encoder["layers"], encoder["probes"]) == ("ng-gnn", 128, 4, 64)
+    assert (encoder["reverse_edges"], encoder["dropout"]) == (True, 0.2)
+    assert (optimizer.epochs, optimizer.batch_size, optimizer.lr, optimizer.weight_decay) == (200, 128, 1e-3, 5e-4)
+    assert (optimizer.amsgrad, optimizer.warmup_steps, optimizer.schedule, optimizer.clip) == (
+        True,
+        10000,
+        "constant",
+        1,
+    )
+    assert (config.edits, config.copies, config.targets) == (["dilate"], 1, "image")
+    assert not any(vars(config.augment).values())
 
 
 def test_overrides() -> None:

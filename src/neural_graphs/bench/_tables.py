@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ START, END = "<!-- results -->", "<!-- /results -->"
 
 _SHARES = ("accuracy", "share")
 
-_ACCURACIES = ("inr-", "encoders-", "options-", "architectures", "generalisation-")
+_ACCURACIES = ("inr-", "encoders-", "options-", "architectures", "generalisation-", "edit-")
 """Experiments (how their names start) that compare methods by one figure, a line per method and part of the test set."""
 
-_HEADLINES = {"test_accuracy": "val_accuracy", "kendall_tau": "val_kendall_tau"}
+_HEADLINES = {"test_accuracy": "val_accuracy", "kendall_tau": "val_kendall_tau", "test_mse": "val_mse"}
 """That figure, and the same on validation."""
 
 _LONG = ("encoders-", "options-")
@@ -53,7 +53,7 @@ def readme_table(results: str | os.PathLike[str] = "results") -> str:
         rows = [r for r in result["rows"] if r["metric"] in shown]
         if result["experiment"] == "architectures":
             rows = [r for r in rows if r["variant"].endswith(("trained on", "architectures never seen"))]
-        if result["experiment"].startswith("generalisation-"):
+        if result["experiment"].startswith(("generalisation-", "edit-")):
             rows = [r for r in rows if not r.get("part")]
         title = TITLES.get(result["experiment"], result["experiment"])
         for entry in rows:
@@ -142,6 +142,10 @@ def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         val = found.get((method, variant, _HEADLINES[metric]))
         per_epoch = test["seconds"] / test["epochs"] if {"seconds", "epochs"} <= set(test) else None
         more = [f"{test['networks']} networks"] if "networks" in test else []
+        for other, write in _BESIDE.items():
+            beside = found.get((method, variant, other))
+            more += [write(beside["mean"])] if beside and metric == "test_mse" else []
+        more += [f"{test['steps']:,.0f} steps"] if "steps" in test else []
         more += [f"commit {test['commit']}"] if "commit" in test else []
         lines.append(
             (
@@ -158,6 +162,14 @@ def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
             )
         )
     return lines
+
+
+_BESIDE: Mapping[str, Callable[[float], str]] = {
+    "test_psnr": lambda value: f"PSNR {value:.1f} dB",
+    "test_ssim": lambda value: f"SSIM {value:.3f}",
+    "seconds_per_network": lambda value: f"{1000 * value:.2f} ms per network",
+}
+"""What is said of edited images beside their error."""
 
 
 def _titled(name: str, facts: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -182,6 +194,8 @@ def _value(entry: Row) -> str:
     spread = len(entry["values"]) > 1
     if entry["metric"].endswith(_SHARES):
         return f"{100 * mean:.1f} ± {100 * std:.1f} %" if spread else f"{100 * mean:.1f} %"
+    if entry["metric"].endswith("mse"):
+        return f"{100 * mean:.3f} ± {100 * std:.3f} x1e-2" if spread else f"{100 * mean:.3f} x1e-2"
     if entry["metric"] == "speedup":
         low, high = min(entry["values"]), max(entry["values"])
         return f"{entry.get('median', mean):.1f}x" + (f" ({low:.1f} to {high:.1f})" if spread else "")

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from neural_graphs._threads import default_threads
-from neural_graphs.cli import _bench_classifiers
+from neural_graphs.cli import _bench_classifiers, _bench_edit
 from neural_graphs.cli._bench_output import add_speed, show
 from neural_graphs.cli._parser import (
     Parser,
@@ -100,6 +100,7 @@ def add(verbs: Any) -> None:
     options.add_argument("--options", metavar="A,B", help="only these (default: all)")
 
     _bench_classifiers.add(inner)
+    _bench_edit.add(inner)
 
     trace = add_verb(
         inner,

@@ -8,6 +8,14 @@ from typing import Any
 from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, use_threads
 from neural_graphs.errors import UserError
 
+_SCORES = {
+    "classify": ("accuracy", ".2%", ""),
+    "regress": ("kendall_tau", ".4f", "Kendall's tau on "),
+    "edit": ("mse", ".5f", "mean squared error on "),
+    "adapt": ("accuracy", ".2%", ""),
+}
+"""Per task the figure that is printed, how, and what it is called."""
+
 
 def add(verbs: Any) -> None:
     parser = add_verb(
@@ -55,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     config = replace(config, threads=use_threads(options))
     options.resume_hint = "go on with the same command and --resume"
     result = train(config, resume=options.resume, quiet=options.quiet)
-    score = "kendall_tau" if config.task == "regress" else "accuracy"
+    score, shown, before = _SCORES[config.task]
     val, test = (result.metrics[f"{split}_{score}"] for split in ("val", "test"))
     if options.json:
         print_json(
@@ -68,7 +76,6 @@ def run(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    shown, before = (".4f", "Kendall's tau on ") if config.task == "regress" else (".2%", "")
     scores = [f"{name} {value:{shown}}" for name, value in (("validation", val), ("test", test)) if value is not None]
     print(f"{result.run_dir}: {before}{', '.join(scores)} (epoch {result.best_epoch}, {result.seconds:.0f} s)")
     print(f"next: neural-graphs eval {result.run_dir}")

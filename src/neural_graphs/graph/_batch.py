@@ -41,6 +41,20 @@ class GraphBatch:
         buckets = tuple(NeuralGraph.cat(members) for members, _ in groups.values())
         return cls(buckets, tuple(torch.cat(places) for _, places in groups.values()))
 
+    @classmethod
+    def cat(cls, batches: Sequence[GraphBatch]) -> GraphBatch:
+        """All networks of ``batches``, one after the other."""
+        groups: dict[Any, tuple[list[NeuralGraph], list[Tensor]]] = {}
+        start = 0
+        for batch in batches:
+            for graph, index in zip(batch.buckets, batch.index, strict=True):
+                members, places = groups.setdefault((graph.spec, graph.stack), ([], []))
+                members.append(graph)
+                places.append(index + start)
+            start += len(batch)
+        buckets = tuple(NeuralGraph.cat(members) for members, _ in groups.values())
+        return cls(buckets, tuple(torch.cat(places) for _, places in groups.values()))
+
     def __len__(self) -> int:
         return sum(graph.batch_size for graph in self.buckets)
 

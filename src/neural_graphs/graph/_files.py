@@ -89,7 +89,11 @@ def load_checkpoint(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {_first_line(error)}; it may be truncated or no checkpoint") from None
 
 
-def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+def unwrapped(found: Any, path: Path) -> tuple[Mapping[Any, Any], str]:
+    """The state dict in what a file holds, and what training put before all of its names (``module.``), often nothing.
+
+    Raises ``UserError`` when there is none, or when it holds anything but tensors.
+    """
     for _ in range(2):  # {"model": {"state_dict": ...}} occurs
         if isinstance(found, Mapping):
             inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
@@ -102,14 +106,20 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{path}: the entry {name} is of type {type(value).__name__}, not a tensor: save weights only"
             )
-    tensors = {str(name): value.detach() for name, value in found.items()}
+    prefix = ""
+    for part in ("_orig_mod.", "module.", "_orig_mod."):  # either may wrap the other
+        if all(str(name).startswith(prefix + part) for name in found):
+            prefix += part
+    return found, prefix
+
+
+def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+    inner, prefix = unwrapped(found, path)
+    tensors = {str(name): value.detach() for name, value in inner.items()}
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized:
             raise UserError(f"{path}: {name} is a sparse or quantised tensor; only dense ones are read")
-    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # either may wrap the other
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
 
 def _first_line(error: BaseException) -> str:

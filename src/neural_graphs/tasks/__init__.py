@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neural_graphs.tasks._adapter import Adapter as Adapter
     from neural_graphs.tasks._classifier import Classifier as Classifier
     from neural_graphs.tasks._config import AugmentConfig as AugmentConfig
     from neural_graphs.tasks._config import OptimConfig as OptimConfig
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._config import list_presets as list_presets
     from neural_graphs.tasks._config import load_config as load_config
     from neural_graphs.tasks._config import preset_text as preset_text
+    from neural_graphs.tasks._editor import Editor as Editor
     from neural_graphs.tasks._model import load_model as load_model
     from neural_graphs.tasks._predict import predict as predict
     from neural_graphs.tasks._rank import rank as rank
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._trees import BoostedTrees as BoostedTrees
 
 _NAMES = {
+    "Adapter": "_adapter",
     "AugmentConfig": "_config",
     "BoostedTrees": "_trees",
     "Classifier": "_classifier",
     "OptimConfig": "_config",
+    "Editor": "_editor",
     "Regressor": "_regressor",
     "PretrainConfig": "_config",
     "TrainConfig": "_config",

@@ -16,7 +16,7 @@ from neural_graphs.zoo._augment import augment
 from neural_graphs.zoo._mixup import mixup
 from neural_graphs.zoo._symmetry import symmetric
 
-AUGMENT, DROPOUT, SYMMETRY, MIXUP, PRETRAIN, DECODER = 1, 2, 3, 4, 5, 6  # streams of random numbers
+AUGMENT, DROPOUT, SYMMETRY, MIXUP, PRETRAIN, DECODER, STYLE, IMAGES = range(1, 9)  # streams of random numbers
 
 
 class Changed(NamedTuple):

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from neural_graphs.tasks._changes import Changed
 from neural_graphs.tasks._metrics import score
-from neural_graphs.tasks._supervised import Supervised
+from neural_graphs.tasks._supervised import Labelled
 
 
-class Classification(Supervised):
+class Classification(Labelled):
     """Cross-entropy; the best model is that of the largest accuracy."""
 
     phase = "classify"

@@ -10,13 +10,13 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Architecture
 from neural_graphs.nn import Encoder
-from neural_graphs.tasks._model import Model
+from neural_graphs.tasks._model import GraphModel
 
 if TYPE_CHECKING:
     from neural_graphs.zoo._store import ZooSplit
 
 
-class Classifier(Model):
+class Classifier(GraphModel):
     """Networks in, one of ``num_classes`` classes out: ``forward`` gives logits ``[B, num_classes]``.
 
     Args:
@@ -86,4 +86,6 @@ class Classifier(Model):
 
     @classmethod
     def _build(cls, encoder: Encoder, config: Mapping[str, Any], **arguments: Any) -> Self:
-        return cls(encoder, config["num_classes"], class_names=config["class_names"], **arguments)
+        return cls(
+            encoder, config["num_classes"], class_names=config["class_names"], head=config.get("head"), **arguments
+        )

@@ -100,13 +100,18 @@ class TrainConfig:
     """One training run.
 
     Args:
-        task: "classify", a class of every network; or "regress", a number such as its test accuracy.
+        task: "classify", a class of every network; "regress", a number such as its test accuracy; "edit", changed weights of a
+            network that is an image, whose image is the edited one; or "adapt", changed weights of a classifier that was trained
+            on clean images, for corrupted ones.
         zoo: folder of the zoo.
         out: run folder; empty: ``runs/<name of the configuration>``.
         label: column of the zoo's table that holds the class or the number.
         loss: of "regress", on the number mapped to 0..1 by ``bounds``: "mse"; "bce", the cross-entropy with the number as a
             probability; "ranking", the logistic loss of every pair of the batch whose numbers differ, by order alone.
         bounds: of "regress": smallest and largest number there may be; predictions lie between them.
+        edits: of "edit" and "adapt": names of ``neural_graphs.zoo.edits``; one model learns them all.
+        copies: of "edit" and "adapt": changed networks per network, whose outputs are averaged.
+        targets: of "edit": what is edited: the "image" that a network was fitted to, or the one that it draws, its "render".
         encoder: ``name`` and arguments of ``create_encoder``; what the zoo determines (number of inputs, largest kernel,
             parameters of the MLP) is filled in.
         head: arguments of ``GraphHead`` that choose how neurons become one vector (``pooling``, ``over``, ``hidden``).
@@ -134,12 +139,15 @@ class TrainConfig:
         log: "jsonl" (log.jsonl in the run folder), or "tensorboard" (that as well, if TensorBoard is installed).
     """
 
-    task: Literal["classify", "regress"] = "classify"
+    task: Literal["classify", "regress", "edit", "adapt"] = "classify"
     zoo: str = ""
     out: str = ""
     label: str = "label"
     loss: Literal["mse", "bce", "ranking"] = "mse"
     bounds: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    edits: list[str] = field(default_factory=lambda: ["dilate"])
+    copies: int = 1
+    targets: Literal["image", "render"] = "image"
     encoder: dict[str, Any] = field(default_factory=lambda: {"name": "ng-gnn"})
     head: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimConfig = field(default_factory=OptimConfig)
@@ -185,6 +193,11 @@ class TrainConfig:
             < 0,
             "eval_every must be at least 1": self.eval_every < 1,
             "limit_train must be at least 1": self.limit_train is not None and self.limit_train < 1,
+            "edits must name at least one edit, and each once": not self.edits
+            or len(set(self.edits)) < len(self.edits),
+            "copies must be at least 1": self.copies < 1,
+            "an editor learns no reconstruction: set pretrain.epochs=0 reconstruction=0": self.task in ("edit", "adapt")
+            and (self.pretrain.epochs > 0 or self.reconstruction > 0),
             "bounds must be two numbers, the smaller one first": len(self.bounds) != 2
             or not -math.inf < self.bounds[0] < self.bounds[1] < math.inf,
             "encoder.name is missing: set it to one of `neural_graphs.list_encoders()`": "name" not in self.encoder,

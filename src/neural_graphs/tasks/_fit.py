@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from neural_graphs.tasks._adaptation import Adaptation
 from neural_graphs.tasks._classification import Classification
 from neural_graphs.tasks._decoder import create_decoder
+from neural_graphs.tasks._editing import Editing
 from neural_graphs.tasks._loop import Course, Learner
 from neural_graphs.tasks._pretrain import Pretraining
 from neural_graphs.tasks._regression import Regression
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._run import RunFolder
     from neural_graphs.zoo._store import ZooSplit
 
-TASKS: dict[str, type[Supervised]] = {kind.phase: kind for kind in (Classification, Regression)}
+TASKS: dict[str, type[Supervised]] = {kind.phase: kind for kind in (Classification, Regression, Editing, Adaptation)}
 
 
 def fit(

@@ -60,10 +60,10 @@ class Learner(nn.Module):
         super().__init__()
         self.core, self.decoder = core, decoder
 
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Logits ``[B, targets]`` and standardised images ``[B, pixels]``, if there is a decoder."""
+    def forward(self, batch: Any, *conditions: Any) -> tuple[Tensor, Tensor | None]:
+        """What the model says, ``[B, ...]``, and standardised images ``[B, pixels]``, if there is a decoder."""
         code = self.core.code(batch)
-        return self.core.read(code), None if self.decoder is None else self.decoder(code)
+        return self.core.read(code, *conditions), None if self.decoder is None else self.decoder(code)
 
 
 class Loop(ABC):
@@ -83,7 +83,8 @@ class Loop(ABC):
     ) -> None:
         self.config, self.folder, self.accelerator = config, run, device
         options = config.optimizer
-        labels: dict[str, Any] = {"label": config.label, "bounds": learner.core.bounds}
+        label = config.label if learner.core.labelled else None
+        labels: dict[str, Any] = {"label": label, "bounds": learner.core.bounds}
         self.train = Loader(train, options.batch_size, seed=config.seed, **labels)
         self.val = Loader(val, EVAL_BATCH, shuffle=False, **labels) if val is not None else None
         self.total_steps = options.epochs * len(self.train)
@@ -121,6 +122,10 @@ class Loop(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line on where training is."""
+
+    def conditions(self, labels: Tensor) -> tuple[Any, ...]:
+        """What the model is told of this step's networks beside themselves."""
+        return ()
 
     def stepped(self) -> None:  # noqa: B027 - not every phase has something to do
         """Called behind every step of the optimizer."""
@@ -167,7 +172,8 @@ class Loop(ABC):
         labels = sample.labels.to(device.device)
         self.model.train()
         changed = changed._replace(batch=changed.batch.to(device.device))
-        loss, figures = self.losses(changed, labels, *self.model(changed.batch))
+        answers = self.model(changed.batch, *self.conditions(labels))
+        loss, figures = self.losses(changed, labels, *answers)
         # Gradients are averaged over processes: this makes that the mean over the whole batch, also of unequal shares.
         device.backward(loss * (device.num_processes / sample.total))
         if device.device.type == "cpu" and not math.isfinite(loss.item()):

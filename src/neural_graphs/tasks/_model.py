@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,22 +32,23 @@ from neural_graphs.tasks._config import AugmentConfig, OptimConfig, TrainConfig
 if TYPE_CHECKING:
     from neural_graphs.zoo._store import ZooSplit
 
+T = TypeVar("T")
+
 EVAL_BATCH = 128
 
 _OF_RUNS = {"task", "zoo", "out", "label", "loss", "bounds", "optimizer", "encoder", "head", "augment", "log"}
-_OF_RUNS |= {"limit_train", "views", "where", "hold_out"}
+_OF_RUNS |= {"limit_train", "views", "where", "hold_out", "edits", "copies", "targets"}
 """Fields of ``TrainConfig`` that ``fit`` has no option for: the model, or the split that it is given, says them."""
 
 
 class Model(nn.Module, ABC):
-    """Networks in, ``targets`` numbers per network out, whose meaning is up to subclasses.
+    """An encoder, and a head that reads its embeddings; what comes out, and what it means, is up to subclasses.
 
     Args:
         encoder: from ``create_encoder``.
+        head: reads the encoding.
         outputs: number of output neurons of the networks it reads.
-        targets: size of ``forward``'s result.
         architectures: those it was trained on.
-        head: further arguments of ``GraphHead``, JSON-able.
     """
 
     task: ClassVar[str]
@@ -55,32 +56,27 @@ class Model(nn.Module, ABC):
     bounds: tuple[float, float] | None = None
     """Between which the numbers of its label column must lie; None where they are classes."""
 
+    labelled: ClassVar[bool] = True
+    """Whether it learns from a column of the zoo's table."""
+
     def __init__(
-        self,
-        encoder: Encoder,
-        outputs: int,
-        targets: int,
-        architectures: Sequence[Architecture],
-        head: Mapping[str, Any] | None,
+        self, encoder: Encoder, head: nn.Module, outputs: int, architectures: Sequence[Architecture] = ()
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.head = _head(encoder, outputs, targets, head or {})
-        self.head_config = dict(head or {})
-        self.outputs, self.targets = outputs, targets
+        self.encoder, self.head, self.outputs = encoder, head, outputs
         self.architectures = tuple(architectures)
 
-    def code(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph]) -> Tensor:
-        """What the last linear map reads, ``[B, hidden]``."""
-        return self.head.code(self.encoder(batch, reads=self.head.reads))
+    @abstractmethod
+    def code(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph]) -> Any:
+        """What is computed once per network, whatever is then read from it."""
 
-    def read(self, code: Tensor) -> Tensor:
+    @abstractmethod
+    def read(self, code: Any, *conditions: Any) -> Tensor:
         """``forward``'s result from ``code``."""
-        return self.head.mlp[-1](code)
 
-    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph]) -> Tensor:
-        """``[B, targets]``, in the batch's order."""
-        return self.read(self.code(batch))
+    def forward(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph], *conditions: Any) -> Tensor:
+        """``[B, ...]`` in the batch's order."""
+        return self.read(self.code(batch), *conditions)
 
     # -- training -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +112,7 @@ class Model(nn.Module, ABC):
         from neural_graphs.zoo._loader import Loader
 
         self.architectures = tuple(train.architectures.values())
-        loader = Loader(train, EVAL_BATCH, label=label, bounds=self.bounds, shuffle=False)
+        loader = Loader(train, EVAL_BATCH, label=label if self.labelled else None, bounds=self.bounds, shuffle=False)
         first: dict[Any, NeuralGraph] = {}
         for graph in loader.graphs():
             first.setdefault(graph.spec, graph)
@@ -130,12 +126,6 @@ class Model(nn.Module, ABC):
     def check_readable(self, graph: NeuralGraph) -> None:
         """Raise ``UserError`` with one line when this model cannot read networks like ``graph``."""
         self.encoder.check_readable(graph)
-        if self.encoder.vectors and graph.spec.num_outputs != self.outputs:
-            raise UserError(
-                f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
-            )
-        if not self.encoder.vectors:
-            self.head.check_readable(graph)
 
     # -- use ----------------------------------------------------------------------------------------------------------
 
@@ -149,9 +139,13 @@ class Model(nn.Module, ABC):
         """
         return self.evaluated(self, x)
 
-    @torch.inference_mode()
     def evaluated(self, function: Callable[[GraphBatch], Tensor], x: Any) -> Tensor:
         """``function`` of batches on the model's device, joined on the CPU; ``x`` as in ``logits``."""
+        return torch.cat([found.cpu() for found in self.each_batch(function, x)])
+
+    @torch.inference_mode()
+    def each_batch(self, function: Callable[[GraphBatch], T], x: Any) -> list[T]:
+        """``function`` of batches on the model's device, in evaluation mode and float32; ``x`` as in ``logits``."""
         device = next(self.parameters()).device
         training, edge_dtype = self.training, self.encoder.edge_dtype
         products = torch.get_float32_matmul_precision()
@@ -159,7 +153,7 @@ class Model(nn.Module, ABC):
         self.encoder.edge_dtype = None
         torch.set_float32_matmul_precision("highest")
         try:
-            return torch.cat([function(batch.to(device)).cpu() for batch in self._batches(x)])
+            return [function(batch.to(device)) for batch in self._batches(x)]
         finally:
             self.train(training)
             self.encoder.edge_dtype = edge_dtype
@@ -187,7 +181,6 @@ class Model(nn.Module, ABC):
             "task": self.task,
             "version": __version__,
             "encoder": self.encoder.config,
-            "head": self.head_config,
             "state": self.encoder.extra_state(),
             **self._facts(),
             "outputs": self.outputs,
@@ -201,7 +194,7 @@ class Model(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def _build(cls, encoder: Encoder, config: Mapping[str, Any], **arguments: Any) -> Self:
-        """The model that ``config`` describes; ``arguments`` are ``outputs``, ``architectures`` and ``head``."""
+        """The model that ``config`` describes; ``arguments`` are ``outputs`` and ``architectures``."""
 
     def save(self, folder: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; an older model there stays whole until the new one is.
@@ -234,7 +227,6 @@ class Model(nn.Module, ABC):
                 config,
                 outputs=config["outputs"],
                 architectures=[architecture_from_json(entry) for entry in config["architectures"]],
-                head=config.get("head"),
             )
         read_weights(model, folder)
         return model.eval()
@@ -259,12 +251,57 @@ class Model(nn.Module, ABC):
         return push(repo_id, self, self.config(), metrics, private, message)
 
 
+class GraphModel(Model):
+    """Networks in, ``targets`` numbers per network out, from neurons' embeddings pooled to one vector (``GraphHead``).
+
+    Args:
+        targets: size of ``forward``'s result.
+        head: further arguments of ``GraphHead``, JSON-able.
+    """
+
+    head: GraphHead
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        outputs: int,
+        targets: int,
+        architectures: Sequence[Architecture],
+        head: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__(encoder, _head(encoder, outputs, targets, head or {}), outputs, architectures)
+        self.head_config, self.targets = dict(head or {}), targets
+
+    def code(self, batch: GraphBatch | NeuralGraph | Sequence[NeuralGraph]) -> Tensor:
+        """What the last linear map reads, ``[B, hidden]``."""
+        return self.head.code(self.encoder(batch, reads=self.head.reads))
+
+    def read(self, code: Tensor, *conditions: Any) -> Tensor:
+        """``[B, targets]``."""
+        return self.head.mlp[-1](code)
+
+    def check_readable(self, graph: NeuralGraph) -> None:
+        """Raise ``UserError`` with one line when this model cannot read networks like ``graph``."""
+        super().check_readable(graph)
+        if self.encoder.vectors and graph.spec.num_outputs != self.outputs:
+            raise UserError(
+                f"this model reads networks of {self.outputs} outputs, this one has {graph.spec.num_outputs}"
+            )
+        if not self.encoder.vectors:
+            self.head.check_readable(graph)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "head": self.head_config}
+
+
 def load_model(source: str | os.PathLike[str], revision: str | None = None) -> Model:
-    """A ``Classifier`` or a ``Regressor``, whichever ``source`` holds; see ``from_pretrained``."""
+    """A ``Classifier``, ``Regressor``, ``Editor`` or ``Adapter``, whichever ``source`` holds; see ``from_pretrained``."""
+    from neural_graphs.tasks._adapter import Adapter
     from neural_graphs.tasks._classifier import Classifier
+    from neural_graphs.tasks._editor import Editor
     from neural_graphs.tasks._regressor import Regressor
 
-    kinds: dict[str, type[Model]] = {kind.task: kind for kind in (Classifier, Regressor)}
+    kinds: dict[str, type[Model]] = {kind.task: kind for kind in (Classifier, Regressor, Editor, Adapter)}
     folder, config = read_model_config(source, revision, {task: "model" for task in kinds})
     return kinds[config["task"]]._load(folder, config)
 

@@ -103,8 +103,9 @@ class Reader:
             self._exact.setdefault(frozenset(shapes.items()), []).append(architecture)
             self._similar.setdefault(_layout(_layers(shapes).values()), {})[tuple(shapes)] = architecture
 
-    def read(self, path: str) -> tuple[Architecture, dict[str, Tensor]]:
-        """The architecture of the network in a file and its float32 tensors, under the architecture's names.
+    def read(self, path: str) -> tuple[Architecture, dict[str, Tensor], dict[str, str]]:
+        """The architecture of the network in a file, its float32 tensors under the architecture's names, and for each of
+        these names the file's.
 
         The architecture is the one that the file states, else a known one with these names and shapes, else one whose
         layers have these shapes in this order, whatever their names, else a guess (see ``recognise``).
@@ -126,12 +127,12 @@ class Reader:
                 _check_modest(stated, 4 * sum(value.numel() for value in state.values()))
             if stated.parameter_shapes() != shapes:
                 raise UserError(f"{path} states an architecture ({stated}) that its tensors do not have")
-            return stated, state
+            return stated, state, {name: name for name in state}
         names = self._names(shapes)
         state = {own: state[given] for own, given in names.items()}
         fitting = self._exact.get(frozenset((own, shapes[given]) for own, given in names.items()))
         # all known ones are asked only for a guess: there may be thousands
-        return recognise(state, fitting or self.known, self.activation), state
+        return recognise(state, fitting or self.known, self.activation), state, names
 
     def _names(self, shapes: Mapping[str, Shape]) -> dict[str, str]:
         """For every name that the architecture has, the file's: the same, or those of the layers in the same places.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from neural_graphs._progress import Progress, progress
-from neural_graphs.errors import UserError
+from neural_graphs.errors import RunError, UserError
 from neural_graphs.graph import GraphBatch
 from neural_graphs.tasks._classifier import Classifier
 from neural_graphs.tasks._model import Model
@@ -28,11 +28,16 @@ CHUNK_BYTES = 128 << 20  # or less, where they are large
 
 @dataclass(frozen=True)
 class Network:
-    """One network that was read; ``result`` is its entry in the list of results."""
+    """One network that was read; ``result`` is its entry in the list of results.
+
+    ``path`` is its file (or zoo), ``names`` what the tensors of ``state`` are called there where that is not the same.
+    """
 
     result: dict[str, Any]
     architecture: Architecture
     state: dict[str, Tensor]
+    path: str
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -137,11 +142,11 @@ def _read(
             result["error"] = printable(entry.error or str(zoo))
         else:
             try:
-                architecture, state = reader.read(entry.path)
+                architecture, state, names = reader.read(entry.path)
             except Exception as error:  # whatever a file of unknown origin brings about, the others are read
                 result["error"] = one_line(error)
             else:
-                yield Network(result, architecture, state)
+                yield Network(result, architecture, state, entry.path, names)
         if bar is not None:
             bar.advance()
 
@@ -166,7 +171,7 @@ def _read_zoo(zoo: Zoo, path: str, results: list[dict[str, Any]]) -> Iterator[Ne
                     result = {"file": printable(path), "network": numbers[here[place]]}
                     results.append(result)
                     state = {key: value[k] for key, value in values.items()}
-                    yield Network(result, zoo.architectures[name], state)
+                    yield Network(result, zoo.architectures[name], state, path)
 
 
 def _answer(model: Model, members: list[Network], answer: Answer) -> None:
@@ -185,6 +190,8 @@ def _answer(model: Model, members: list[Network], answer: Answer) -> None:
             graphs.append(graph)
         batch = GraphBatch(tuple(graphs), tuple(torch.tensor(places) for places in kinds.values()))
         rows = answer(members, batch)
+    except RunError:  # a full disk is none of a network's mistakes
+        raise
     except Exception as error:  # of one network, or of one architecture: the others do not suffer
         if len(members) == 1:
             members[0].result["error"] = one_line(error)

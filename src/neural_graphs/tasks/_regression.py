@@ -8,14 +8,14 @@ from neural_graphs.tasks import _ranking
 from neural_graphs.tasks._changes import Changed
 from neural_graphs.tasks._losses import LOSSES, pinball
 from neural_graphs.tasks._regressor import Regressor
-from neural_graphs.tasks._supervised import Supervised
+from neural_graphs.tasks._supervised import Labelled
 
 PINBALL = 0.1
 """Weight of the quantiles' loss. It changes nothing but the map that they are read with; small, so that it hardly counts
 in the norm at which gradients are clipped."""
 
 
-class Regression(Supervised):
+class Regression(Labelled):
     """``config.loss`` on the number, the pinball loss on its quantiles; the best model is that of the largest Kendall tau.
 
     Numbers of mixed networks are mixed.

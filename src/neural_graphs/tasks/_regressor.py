@@ -13,7 +13,7 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph import Architecture, GraphBatch
 from neural_graphs.nn import Encoder
 from neural_graphs.tasks._losses import LOSSES, QUANTILES, fit_scale
-from neural_graphs.tasks._model import Model
+from neural_graphs.tasks._model import GraphModel
 from neural_graphs.tasks._novelty import Novelty
 from neural_graphs.tasks._ranking import conformal_correction, kendall_tau
 
@@ -34,7 +34,7 @@ class Assessment(NamedTuple):
     novelty: Tensor
 
 
-class Regressor(Model):
+class Regressor(GraphModel):
     """Networks in, a number between two bounds out, with an interval and how new the network is to the model.
 
     ``forward`` gives ``[B, 3]``: the logits of the number and of its 5 % and 95 % quantiles, all mapped to the bounds by a
@@ -81,7 +81,7 @@ class Regressor(Model):
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("correction", torch.zeros(()))
 
-    def read(self, code: Tensor) -> Tensor:
+    def read(self, code: Tensor, *conditions: Any) -> Tensor:
         last = self.head.mlp[-1]
         assert isinstance(last, torch.nn.Linear)
         value = torch.nn.functional.linear(code, last.weight[:1], last.bias[:1])
@@ -189,4 +189,5 @@ class Regressor(Model):
 
     @classmethod
     def _build(cls, encoder: Encoder, config: Mapping[str, Any], **arguments: Any) -> Self:
-        return cls(encoder, bounds=config["bounds"], loss=config["loss"], target=config["target"], **arguments)
+        own = {key: config[key] for key in ("bounds", "loss", "target")}
+        return cls(encoder, head=config.get("head"), **own, **arguments)

@@ -12,6 +12,7 @@ from torch import Tensor
 from neural_graphs.tasks._average import Average
 from neural_graphs.tasks._changes import Changed
 from neural_graphs.tasks._loop import Learner, Loop, part
+from neural_graphs.tasks._model import GraphModel
 from neural_graphs.zoo._loader import Loader
 
 
@@ -22,7 +23,10 @@ class Supervised(Loop):
     """
 
     score: ClassVar[str]
-    """The column of the history, behind ``val_``, by which the best model is chosen: the larger, the better."""
+    """The column of the history, behind ``val_``, by which the best model is chosen."""
+
+    better: ClassVar[int] = 1
+    """1: the larger, the better; -1: the smaller."""
 
     shown: ClassVar[str]
     """How it is printed."""
@@ -47,8 +51,8 @@ class Supervised(Loop):
     """What is shown of the training networks beside the loss."""
 
     @abstractmethod
-    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Figures of a whole split, ``loss`` and ``score`` among them."""
+    def validated(self, loader: Loader) -> dict[str, float]:
+        """Figures of all networks of ``loader``, ``loss`` and ``score`` among them."""
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -73,7 +77,7 @@ class Supervised(Loop):
     def validate(self) -> None:
         loss, figure, count, *errors = self.totals()
         with self.average.within(self.core) if self.average is not None else contextlib.nullcontext():
-            found = self.scores(self._logits(self.val), self.val.labels) if self.val is not None else None
+            found = self.validated(self.val) if self.val is not None else None
             row = self.append(
                 {
                     "train_loss": loss / count,
@@ -83,7 +87,7 @@ class Supervised(Loop):
                 }
             )
             if found:
-                self._keep_if_best((found[self.score], -found["loss"]), row)
+                self._keep_if_best((self.better * found[self.score], -found["loss"]), row)
             elif self.folder is not None and self.accelerator.is_main_process:
                 self.folder.save_best(self.core, row)
         self.log(row)
@@ -109,18 +113,6 @@ class Supervised(Loop):
         self.best = {name: value.detach().cpu().clone() for name, value in self.core.state_dict().items()}
         if self.folder is not None and self.accelerator.is_main_process:
             self.folder.save_best(self.core, row)
-
-    def _logits(self, loader: Loader) -> Tensor:
-        """``[n, targets]`` of all networks of ``loader``, in the split's order."""
-        device = self.accelerator
-        logits = torch.zeros(len(loader.labels), self.core.targets)
-        for sample in loader.epoch(0, 0, device.process_index, device.num_processes):
-            if len(sample.positions):
-                logits[sample.positions] = self.core.logits(sample.batch)
-            self.stop.check()
-        if device.num_processes > 1:
-            logits = device.reduce(logits.to(device.device), "sum").cpu()
-        return logits
 
     def describe(self) -> str:
         course = self.course
@@ -156,3 +148,27 @@ class Supervised(Loop):
         if self.average is not None:
             self.average.load(part(tensors, "ema."))
         self.course.stopped = 0 < self.config.patience <= self.course.stale
+
+
+class Labelled(Supervised):
+    """By a class or a number of every network."""
+
+    @abstractmethod
+    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Figures of a whole split, ``loss`` and ``score`` among them."""
+
+    def validated(self, loader: Loader) -> dict[str, float]:
+        return self.scores(self._logits(loader), loader.labels)
+
+    def _logits(self, loader: Loader) -> Tensor:
+        """``[n, targets]`` of all networks of ``loader``, in the split's order."""
+        device = self.accelerator
+        assert isinstance(self.core, GraphModel)
+        logits = torch.zeros(len(loader.labels), self.core.targets)
+        for sample in loader.epoch(0, 0, device.process_index, device.num_processes):
+            if len(sample.positions):
+                logits[sample.positions] = self.core.logits(sample.batch)
+            self.stop.check()
+        if device.num_processes > 1:
+            logits = device.reduce(logits.to(device.device), "sum").cpu()
+        return logits

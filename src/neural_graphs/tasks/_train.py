@@ -14,17 +14,21 @@ import torch
 
 from neural_graphs.errors import UserError
 from neural_graphs.nn import Encoder, create_encoder
+from neural_graphs.tasks._adapt_images import adapt_images, check_corruptions
+from neural_graphs.tasks._adapter import Adapter
 from neural_graphs.tasks._architecture import encoder_arguments
 from neural_graphs.tasks._classifier import Classifier
 from neural_graphs.tasks._config import TrainConfig
 from neural_graphs.tasks._data import having, training_networks
 from neural_graphs.tasks._decoder import check_images
+from neural_graphs.tasks._editor import Editor
 from neural_graphs.tasks._evaluation import HEADLINE, report, summary
 from neural_graphs.tasks._fit import fit
 from neural_graphs.tasks._model import Model, load_model
 from neural_graphs.tasks._regressor import Regressor
 from neural_graphs.tasks._run import RunFolder, read_config
 from neural_graphs.tasks._runtime import accelerator, threads
+from neural_graphs.tasks._targets import edit_targets
 from neural_graphs.zoo._store import Zoo, ZooSplit
 
 
@@ -59,6 +63,10 @@ class TrainResult:
     @property
     def test_kendall_tau(self) -> float | None:
         return self.metrics.get("test_kendall_tau")
+
+    @property
+    def test_mse(self) -> float | None:
+        return self.metrics.get("test_mse")
 
     @property
     def seconds(self) -> float:
@@ -98,12 +106,13 @@ def train(config: TrainConfig, resume: bool = False, quiet: bool = False) -> Tra
     headline = HEADLINE[config.task]
     metrics: dict[str, Any] = {"best_epoch": course.best_epoch, "best_step": course.best_step, "steps": course.step}
     with threads(config.threads):
-        metrics |= summary(report(model, val, config.label), "val_")
+        metrics |= summary(report(model, val, config), "val_")
         metrics |= {f"test_{headline}": None}
         if len(test):
-            found = report(model, test, config.label)
+            found = report(model, test, config)
             metrics |= summary(found, "test_")
-            metrics |= {key: found[key] for key in ("confusion", "calibration", "per_architecture") if key in found}
+            kept = ("confusion", "calibration", "per_architecture", "per_edit", "per_quarter")
+            metrics |= {key: found[key] for key in kept if key in found}
     if course.earlier:
         metrics["pretraining"] = {key: course.earlier[-1][key] for key in ("epoch", "step", "train_error", "val_error")}
     metrics |= {
@@ -134,7 +143,7 @@ def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Model:
     outputs = {stack.num_outputs for stack in stacks}
     if len(outputs) != 1:
         raise UserError("the networks of this zoo have different numbers of outputs, so no one head reads them all")
-    create = _regressor if config.task == "regress" else _classifier
+    create = {"classify": _classifier, "regress": _regressor, "edit": _editor, "adapt": _adapter}[config.task]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(config.seed)
         model = create(config, zoo, create_encoder(**arguments), outputs.pop())
@@ -145,6 +154,8 @@ def build(config: TrainConfig, zoo: Zoo, chosen: ZooSplit) -> Model:
         # architectures and labels that are only tested are refused now, not after the training
         if isinstance(model, Regressor):
             split.targets(config.label, model.bounds)
+        if isinstance(model, Editor) and not isinstance(model, Adapter) and len(split):
+            edit_targets(split.select(slice(0, 1)), model.edits, config.targets)
         for name in split.architectures:
             model.check_readable(split.batch([int((split.column("architecture") == name).argmax())]).buckets[0])
     return model
@@ -166,11 +177,33 @@ def _regressor(config: TrainConfig, zoo: Zoo, encoder: Encoder, outputs: int) ->
     return Regressor(encoder, outputs, bounds=config.bounds, loss=config.loss, head=config.head, target=config.label)
 
 
+def _editor(config: TrainConfig, zoo: Zoo, encoder: Encoder, outputs: int) -> Model:
+    source = zoo.meta.get("source") or {}
+    low, high = (zoo.meta.get("recipe") or {}).get("pixel_range", (0.0, 1.0))
+    if not source.get("height") or not source.get("width"):
+        raise UserError(f"{zoo.path} does not say how large its networks' images are, so no editor can learn from it")
+    return Editor(
+        encoder,
+        outputs,
+        edits=config.edits,
+        copies=config.copies,
+        size=(source["height"], source["width"]),
+        pixel_range=(low, high),
+    )
+
+
+def _adapter(config: TrainConfig, zoo: Zoo, encoder: Encoder, outputs: int) -> Model:
+    check_corruptions(config.edits)
+    adapt_images(zoo)  # refused before anything is trained
+    return Adapter(encoder, outputs, edits=config.edits, copies=config.copies)
+
+
 def evaluate(
     run_dir: str | os.PathLike[str],
     split: str = "test",
     zoo: str | os.PathLike[str] | None = None,
     where: Mapping[str, Any] | None = None,
+    refit: bool = True,
 ) -> dict[str, Any]:
     """Score a run's best model on a split of its zoo, or of another one.
 
@@ -181,7 +214,8 @@ def evaluate(
     the model was trained on networks of it (``seen``). Of a regressor ``target``, ``bounds``, ``kendall_tau``, ``r2``,
     ``mae``, ``rmse``, ``interval_coverage``, ``interval_width``, ``calibration`` (bins of equal count: ``n``, mean
     ``predicted``, mean and ``std`` of ``true``), ``per_architecture``, and lists with an entry per network: ``network``,
-    ``true``, ``predicted``, ``lower``, ``upper``, ``novelty``, ``architectures``.
+    ``true``, ``predicted``, ``lower``, ``upper``, ``novelty``, ``architectures``. Of an editor what ``edit_report`` says,
+    with ``refit`` beside fitting every network anew; ``edits``, ``copies``, ``targets``.
 
     Raises:
         UserError: no run, model or zoo there; networks that the model cannot read; labels that it cannot give.
@@ -194,12 +228,14 @@ def evaluate(
     if not len(chosen):
         raise UserError(f"{path} has no {split} networks")
     with threads(config.threads):
-        found = report(model, chosen, config.label)
+        found = report(model, chosen, config, refit)
     about: dict[str, Any] = {}
     if isinstance(model, Classifier):
         about = {"class_names": list(model.class_names)}
     elif isinstance(model, Regressor):
         about = {"target": model.target, "bounds": list(model.bounds)}
+    elif isinstance(model, Editor):
+        about = {"edits": list(model.edits), "copies": model.copies, "targets": config.targets}
     return {**found, "task": model.task, "n": len(chosen), "split": split, "zoo": path, **about}
 
 

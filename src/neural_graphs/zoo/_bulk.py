@@ -21,6 +21,7 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.graph import ModuleArchitecture, Stack
 from neural_graphs.zoo._grouped import grouped_logits
+from neural_graphs.zoo._training_step import TrainingStep
 
 if TYPE_CHECKING:
     from neural_graphs.graph import Architecture
@@ -161,6 +162,16 @@ class _Chunk:
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=self.flat.device)
         self.broken = False  # whether any is not alive: asked at every step, which should not wait for a device
         self.safe = self.flat.clone()
+        self.compiled = self._compiled()
+
+    def _compiled(self) -> TrainingStep | None:
+        stacks = [a for a in self.architectures if isinstance(a, Stack)]
+        images, labels = self.images.train, self.images.train_labels
+        if self.course.precision != "fp32" or not stacks or self.flat.dtype != torch.float32:
+            return None
+        if not TrainingStep.takes(stacks, images, labels):
+            return None
+        return TrainingStep(stacks, images, labels, self.leaves, self.dropout)
 
     def _each(self, values: Sequence[float]) -> Tensor:
         """A number per network as one per entry of the flat buffer."""
@@ -186,10 +197,7 @@ class _Chunk:
             yield size * len(self.runs)
 
     def _step(self, picked: Tensor) -> None:
-        x, y = self.images.train[picked], self.images.train_labels[picked]
-        losses = per_network(self.logits(x, self.drop), y)
-        gradients = torch.autograd.grad(losses.sum(), list(self.leaves.values()))
-        g = torch.cat([gradient.flatten() for gradient in gradients])
+        losses, g = self._gradients(picked)
         self.steps += 1
         with torch.no_grad():
             if not bool(torch.isfinite(losses).all()):
@@ -198,13 +206,27 @@ class _Chunk:
                 g = torch.where(self.alive[self.owner], g, 0.0)
             self._update(g)
 
+    def _gradients(self, picked: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses ``[B]`` and the flat gradient of their sum."""
+        if self.compiled is None:
+            x, y = self.images.train[picked], self.images.train_labels[picked]
+            losses = per_network(self.logits(x, self.drop), y)
+            gradients = torch.autograd.grad(losses.sum(), list(self.leaves.values()))
+            return losses, torch.cat([gradient.flatten() for gradient in gradients])
+        shapes = self.compiled.noise_shapes(len(picked))
+        noise = [self._noise(layer, shape) if layer and self.drop else None for layer, shape in enumerate(shapes)]
+        g = torch.empty_like(self.flat)
+        return self.compiled(picked, noise, self.flat, g), g
+
+    def _noise(self, layer: int, shape: Sequence[int]) -> Tensor:
+        generator = torch.Generator(self.flat.device).manual_seed(_mix(self.course.seed, self.steps, layer))
+        return torch.rand(shape, generator=generator, device=self.flat.device)
+
     def _drop(self, layer: int, h: Tensor) -> Tensor:
         if layer == 0:  # the largest values by far, and nothing that published recipes drop
             return h
-        generator = torch.Generator(h.device).manual_seed(_mix(self.course.seed, self.steps, layer))
         vector = h.dim() == 3
-        shape = (1, *h.shape[1:]) if vector else (*h.shape[:3], 1, h.shape[4])
-        noise = torch.rand(shape, generator=generator, device=h.device)
+        noise = self._noise(layer, (1, *h.shape[1:]) if vector else (*h.shape[:3], 1, h.shape[4]))
         rate = self.dropout.view(-1, 1, 1) if vector else self.dropout.unsqueeze(1)
         return h * ((noise >= rate) / (1 - rate)).to(h.dtype)
 

@@ -22,7 +22,7 @@ CACHE_BYTES = 2 << 30
 class Sample(NamedTuple):
     """``batch`` and ``labels`` ``[B]`` of the networks at ``positions`` (int64 ``[B]``) of the split.
 
-    Labels are int64 or, where the loader has ``bounds``, float32. ``total`` counts the batch's networks over all processes;
+    Labels are int64 or, where the loader has ``bounds``, float32; those of a loader without label are ``positions``. ``total`` counts the batch's networks over all processes;
     it is B where there is one.
     """
 
@@ -39,7 +39,7 @@ class Loader:
     training resumes exactly. The order, and within a batch the order of the buckets, depend on ``seed``, the epoch and the
     networks only: not on shard sizes, nor on whether the weights are cached. The last batch of an epoch may be smaller.
 
-    Labels are classes or, with ``bounds``, numbers between them (``ZooSplit.targets``).
+    Labels are classes or, with ``bounds``, numbers between them (``ZooSplit.targets``); with ``label=None``, positions.
 
     Raises ``UserError`` for an empty split, a missing or unusable label column, and NaN weights (naming the network).
     """
@@ -49,7 +49,7 @@ class Loader:
         split: ZooSplit,
         batch_size: int,
         *,
-        label: str = "label",
+        label: str | None = "label",
         bounds: tuple[float, float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
@@ -60,7 +60,10 @@ class Loader:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, it must be at least 1")
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
-        self.labels = split.labels(label) if bounds is None else split.targets(label, bounds)
+        if label is None:
+            self.labels = torch.arange(len(split))
+        else:
+            self.labels = split.labels(label) if bounds is None else split.targets(label, bounds)
         names = split.column("architecture").astype(str)
         self._ids, inverse = np.unique(names, return_inverse=True)
         self._bucket = torch.from_numpy(inverse.astype(np.int64))

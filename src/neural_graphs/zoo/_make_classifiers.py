@@ -296,8 +296,9 @@ def _train_missing(writer: ZooWriter, work: Work, data: TrainingImages, workers:
     seconds = time.monotonic() - begun
     if visited:
         spent = writer.meta.get("training", {"seconds": 0.0, "image_visits": 0})
-        total = {"seconds": round(spent["seconds"] + seconds, 1), "image_visits": spent["image_visits"] + visited}
-        rate = round(total["image_visits"] / len(data.train) / total["seconds"], 3)
+        seconds += spent["seconds"]
+        total = {"seconds": round(seconds, 1), "image_visits": spent["image_visits"] + visited}
+        rate = round(total["image_visits"] / len(data.train) / seconds, 3)
         writer.meta["training"] = {**total, "network_epochs_per_second": rate, "workers": workers, "device": device}
 
 
