@@ -77,6 +77,15 @@ def test_convolutions() -> None:
     assert encoder_arguments(said, [FLAT], seed=3).items() >= said.items()
 
 
+def test_activations_of_the_parts_of_a_combined_encoder_are_those_of_the_zoo() -> None:
+    parts = [{"name": "ng-gnn", "width": 8, "activations": "auto"}, {"name": "probing", "probe_shape": [3, 8, 8]}]
+    found = encoder_arguments({"name": "combined", "parts": parts}, [WILD], seed=0)
+    alone = encoder_arguments({"name": "ng-gnn", "activations": "auto"}, [WILD], seed=0)
+    assert found["parts"][0]["activations"] == alone["activations"] != []
+    assert "activations" not in found["parts"][1] and parts[0]["activations"] == "auto"
+    create_encoder(**found).check_readable(random_graph(WILD, 1))
+
+
 @pytest.mark.parametrize("name", ["ng-gnn", "ng-t", "combined"])
 def test_what_is_no_stack(name: str) -> None:
     """Tables of any size, attention, normalisation layers: found in the zoo, and then read."""

@@ -104,10 +104,19 @@ def encoder_arguments(encoder: Mapping[str, Any], architectures: Sequence[Archit
                 f"encoder {name} reads networks of one architecture, this zoo holds {len(architectures)}: choose another one"
             )
         facts["parameters"] = architectures[0].num_parameters
-    if encoder.get("activations") == "auto":
-        used = {nodes.activation.kind for spec in specs for nodes in spec.node_sets if nodes.role == "hidden"}
-        encoder = {**encoder, "activations": [kind for kind in (*KINDS, "other") if kind in used]}
+    used = {nodes.activation.kind for spec in specs for nodes in spec.node_sets if nodes.role == "hidden"}
+    encoder = _with_activations(encoder, [kind for kind in (*KINDS, "other") if kind in used])
     return {**encoder, **{key: facts[key] for key in missing if key in facts}}
+
+
+def _with_activations(encoder: Mapping[str, Any], used: list[str]) -> dict[str, Any]:
+    """``encoder``, and the parts of a combined one, with those ``used`` where it says "auto"."""
+    found = {**encoder, "activations": used} if encoder.get("activations") == "auto" else dict(encoder)
+    if isinstance(found.get("parts"), Sequence):
+        found["parts"] = [
+            _with_activations(part, used) if isinstance(part, Mapping) else part for part in found["parts"]
+        ]
+    return found
 
 
 def structure(architecture: Architecture) -> GraphSpec:
