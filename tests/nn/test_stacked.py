@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from neural_graphs.bench._edge_list_twin import MixedEdgeListTwin
+from neural_graphs.bench._machine import threads
 from neural_graphs.bench._step import wild_park_batch
 from neural_graphs.errors import UserError
 from neural_graphs.graph import GraphBatch, NeuralGraph, Stack, trace
-from neural_graphs.nn import NGGNN, Encoding, GraphHead, create_encoder
+from neural_graphs.nn import NGGNN, Encoding, GraphHead, _parallel, create_encoder
 from neural_graphs.nn import _edges as edges_module
 from neural_graphs.nn import _stacked_edges as stacked_edges
 from neural_graphs.nn._encoder import Reads
@@ -252,6 +254,57 @@ def test_networks_that_do_not_fit_are_refused() -> None:
     graphs = [random_graph(Stack.mlp((2, 4, 1)), 1), random_graph(Stack.mlp((2, 4, 17)), 1)]
     with pytest.raises(UserError, match="up to 16 inputs and outputs"):
         encoder_for(graphs)(graphs)
+
+
+def test_chunks_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers give what one gives, in every run the same, also when nothing is differentiated; threads stay as set."""
+    monkeypatch.setattr(stacked_edges, "CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr(edges_module, "WAVE_ELEMENTS", 2000)
+    graphs = mixed(("mlp", "cnn"), 2)
+    encoder, batch = encoder_for(graphs), GraphBatch.of(graphs)
+    parameters = list(encoder.parameters())
+
+    def values() -> list[Tensor]:
+        found = [x for x in tensors(encoder(batch)) if x is not None]
+        return [*found, *torch.autograd.grad(torch.stack([x.square().sum() for x in found]).sum(), parameters)]
+
+    with threads(1):
+        right = values()
+    with threads(2):
+        first, second = values(), values()
+        with torch.inference_mode():
+            inferred = [x for x in tensors(encoder(batch)) if x is not None]
+        assert torch.get_num_threads() == 2
+    for f, s, r in zip(first, second, right, strict=True):
+        assert torch.equal(f, s)
+        torch.testing.assert_close(f, r, rtol=1e-10, atol=1e-10 * float(r.detach().abs().max().clamp_min(1)))
+    for f, i in zip(first, inferred, strict=False):
+        torch.testing.assert_close(i, f.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_each_piece_has_its_worker(count: int) -> None:
+    """One thread per worker, its pieces in order, operations not split; an error comes out; new threads are as before."""
+    seen: list[tuple[int, int, int, bool]] = []
+
+    def work(worker: int, piece: int) -> None:
+        seen.append((worker, piece, torch.get_num_threads(), torch.is_grad_enabled()))
+        if piece == 7:
+            raise ValueError("piece 7")
+
+    with threads(count):
+        assert _parallel.workers(9, torch.device("cpu")) == count
+        assert _parallel.workers(1, torch.device("cpu")) == 1
+        _parallel.each(work, range(7), count)
+        with pytest.raises(ValueError, match="piece 7"):
+            _parallel.each(work, [0, 7, 1], count)
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == count
+    for worker in range(count):
+        assert [piece for w, piece, *_ in seen if w == worker][: len(range(worker, 7, count))] == [
+            *range(worker, 7, count)
+        ]
+    assert {(n, grad) for *_, n, grad in seen} == {(1, False)}
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ def step(
     onednn = mixed or encoder != "ng-gnn"
     with threads(thread_count) as count, progress("bench step", rounds + 1 + len(sides)) as bar:
         works = {name: training_step(**shape, **arguments) for name, arguments in sides.items()}
-        flops = {name: count_flops(work) for name, work in works.items() if name != TWINS[encoder]}
+        with threads(1):  # what runs on other threads is not counted
+            flops = {name: count_flops(work) for name, work in works.items() if name != TWINS[encoder]}
         rates = [_large_product(onednn, bf16)]
         bar.advance()
         times: dict[str, list[float]] = {name: [] for name in works}

@@ -1,19 +1,20 @@
 """The operations of ``_edges`` on the edges of any mixture of architectures, as rows of one tensor (see ``Stacking``).
 
 What is kept for the backward pass, precision and chunks are as there. Only the minimum and maximum are taken degree by
-degree; everything else that is done per edge is one call per chunk, whatever the architectures.
+degree; everything else that is done per edge is one call per chunk, whatever the architectures. Chunks are worked on side by
+side (see ``_parallel``), with sums over all edges per worker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from neural_graphs.nn import _edges, _products
+from neural_graphs.nn import _edges, _parallel, _products
 from neural_graphs.nn._stacking import Chunk, Stacking
 
 CHUNK_ELEMENTS = 1 << 18
@@ -62,9 +63,10 @@ class _StackedStatistics(torch.autograd.Function):
         total, square = (receiver.new_zeros(receiver.shape, dtype=_edges._wide(z)) for _ in range(2))
         low, high = torch.zeros_like(receiver), torch.zeros_like(receiver)
         ends = _joined(receiver, sender)
-        for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
+
+        def work(_: int, chunk: Chunk) -> None:
             nodes = chunk.nodes
-            _, message, _ = _messages(z, weight, bias, ends, chunk)
+            message = _messages(z, weight, bias, ends, chunk)[1]
             total[nodes] = _sums(message, chunk)
             for run in chunk.runs:
                 if run.start < run.stop:
@@ -73,6 +75,9 @@ class _StackedStatistics(torch.autograd.Function):
                     torch.amax(dense, 1, out=high[nodes][run.first : run.last])
             wide = message.to(total.dtype)
             square[nodes] = _sums(torch.mul(wide, wide, out=wide), chunk)
+
+        chunks = stacking.chunks(layer, _rows_per_chunk(z))
+        _parallel.each(work, chunks, _parallel.workers(len(chunks), z.device))
         ctx.save_for_backward(z, weight, bias, receiver, sender, low, high)
         ctx.stacking, ctx.layer = stacking, layer
         return total, square, low.to(total.dtype), high.to(total.dtype), z[:kept]
@@ -86,38 +91,43 @@ class _StackedStatistics(torch.autograd.Function):
         stacking: Stacking = ctx.stacking
         width = weight.shape[0] // 2
         wide = _edges._wide(z)
+        chunks = stacking.chunks(ctx.layer, _rows_per_chunk(z))
+        count = _parallel.workers(len(chunks), z.device)
         grad_z, ends = torch.empty_like(z), _joined(receiver, sender)
-        grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
-        turned = weight.T.contiguous()
-        grad_turned, grad_bias = (torch.zeros_like(t, dtype=wide) for t in (turned, bias))
+        grad_receiver, turned = torch.zeros_like(receiver, dtype=wide), weight.T.contiguous()
+        grad_sender, grad_turned, grad_bias = (t.new_zeros(count, *t.shape, dtype=wide) for t in (sender, turned, bias))
         g_total, g_square, g_low, g_high = (g.to(z.dtype) for g in (g_total, 2 * g_square, g_low, g_high))
-        for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+
+        def work(worker: int, chunk: Chunk) -> None:
             nodes, edges, rows, into = chunk.nodes, chunk.edges, chunk.rows, chunk.receiver
             window = _window(z, chunk)
             scale, message, pair = _messages(z, weight, bias, ends, chunk)
             both = _buffer(window, rows, 2 * width)
-            grad_scale, grad = both[:rows, :width], both[:rows, width:]
             other = g_square.index_select(0, into)
-            torch.addcmul(g_total.index_select(0, into), message, other, out=grad)
+            grad = g_total.index_select(0, into).addcmul_(message, other)
             for extreme, g_extreme in ((low, g_low), (high, g_high)):
                 torch.index_select(extreme, 0, into, out=other)
                 hit = torch.eq(message, other, out=other)
                 # Equal shares among ties: equivariant.
                 share = g_extreme[nodes] / _sums(hit, chunk).clamp_min_(1).to(z.dtype)
                 grad.addcmul_(hit, share.index_select(0, chunk.local))
-            torch.mul(grad, pair, out=grad_scale)
+            torch.mul(grad, pair, out=both[:rows, :width])
+            both[:rows, width:] = grad
             grad_pair = torch.mul(grad, scale, out=message)
             grad_receiver[nodes] = _sums(grad_pair, chunk)
-            grad_sender.index_add_(0, chunk.sender, grad_pair.to(wide))
-            grad_turned += _products.correlate(window, both)
-            grad_bias += both.sum(0, dtype=wide)
+            grad_sender[worker].index_add_(0, chunk.sender, grad_pair.to(wide))
+            grad_turned[worker] += _products.correlate(window, both)
+            grad_bias[worker] += both.sum(0, dtype=wide)
             own, target = _products.apply(both, turned)[:rows], grad_z[edges]
             kept = min(max(g_kept.shape[0] - edges.start, 0), rows)
             if kept:
                 torch.add(own[:kept], g_kept[edges.start : edges.start + kept], out=target[:kept])
             if kept < rows:
                 target[kept:] = own[kept:]
-        grads = (g.to(z.dtype) for g in (grad_turned.T, grad_bias, grad_receiver, grad_sender))
+
+        _parallel.each(work, chunks, count)
+        sums = (grad_turned.sum(0).T, grad_bias.sum(0), grad_receiver, grad_sender.sum(0))
+        grads = (g.to(z.dtype) for g in sums)
         return grad_z, *grads, None, None, None
 
 
@@ -165,9 +175,13 @@ class _StackedUpdate(torch.autograd.Function):
         ctx.stacking, ctx.layer = stacking, layer
         out = z.new_empty(z.shape[0], weight.shape[0])
         ends = _joined(receiver, sender)
-        for chunk in stacking.chunks(layer, _rows_per_chunk(z)):
+
+        def work(_: int, chunk: Chunk) -> None:
             pre = _pre_activation(z, weight, ends, chunk)
             torch.ops.aten.silu.out(pre, out=out[chunk.edges])
+
+        chunks = stacking.chunks(layer, _rows_per_chunk(z))
+        _parallel.each(work, chunks, _parallel.workers(len(chunks), z.device))
         return out
 
     @staticmethod
@@ -176,19 +190,24 @@ class _StackedUpdate(torch.autograd.Function):
         z, weight, receiver, sender = ctx.saved_tensors
         stacking: Stacking = ctx.stacking
         wide = _edges._wide(z)
-        grad_z, grad_weight = torch.empty_like(z), torch.zeros_like(weight, dtype=wide)
-        grad_receiver, grad_sender = (torch.zeros_like(t, dtype=wide) for t in (receiver, sender))
+        chunks = stacking.chunks(ctx.layer, _rows_per_chunk(z))
+        count = _parallel.workers(len(chunks), z.device)
+        grad_z, grad_receiver = torch.empty_like(z), torch.zeros_like(receiver, dtype=wide)
+        grad_weight, grad_sender = (t.new_zeros(count, *t.shape, dtype=wide) for t in (weight, sender))
         turned, ends = weight.T.contiguous(), _joined(receiver, sender)
-        for chunk in stacking.chunks(ctx.layer, _rows_per_chunk(z)):
+
+        def work(worker: int, chunk: Chunk) -> None:
             rows, edges = chunk.rows, chunk.edges
             pre, window = _pre_activation(z, weight, ends, chunk), _window(z, chunk)
             padded = _buffer(window, rows, weight.shape[0])
             g = torch.ops.aten.silu_backward.grad_input(grad[edges], pre, grad_input=padded[:rows])
             grad_receiver[chunk.nodes] = _sums(g, chunk)
-            grad_sender.index_add_(0, chunk.sender, g.to(wide))
-            grad_weight += _products.correlate(padded, window)
+            grad_sender[worker].index_add_(0, chunk.sender, g.to(wide))
+            grad_weight[worker] += _products.correlate(padded, window)
             grad_z[edges] = _products.apply(padded, turned)[:rows]
-        grads = (t.to(z.dtype) for t in (grad_weight, grad_receiver, grad_sender))
+
+        _parallel.each(work, chunks, count)
+        grads = (t.to(z.dtype) for t in (grad_weight.sum(0), grad_receiver, grad_sender.sum(0)))
         return grad_z, *grads, None, None
 
 
@@ -218,15 +237,15 @@ class _StackedFourier(torch.autograd.Function):
         half = weight.shape[1] // 2
         left, right = weight[:, :half].contiguous(), weight[:, half:].contiguous()
         out = weight.new_empty(rank.shape[0], weight.shape[0])
-        start = 0
-        for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
-            rates = frequencies.T.contiguous()
-            for part in _edges.wave_chunks(rows, half):
-                places = rank[start + part.start : start + part.stop]
-                cos, sin = (wave.to(weight.dtype) for wave in _edges.waves(_products.apply(rows[part], rates)))
-                found = _products.apply(cos, left, bias[number])
-                out.index_copy_(0, places, found.add_(_products.apply(sin, right)))
-            start += rows.shape[0]
+
+        def work(_: int, part: _Part) -> None:
+            angles = _products.apply(part.rows, part.rates)
+            cos, sin = (wave.to(weight.dtype) for wave in _edges.waves(angles))
+            found = _products.apply(cos, left, bias[part.group])
+            out.index_copy_(0, rank[part.places], found.add_(_products.apply(sin, right)))
+
+        parts = list(_parts(groups, half))
+        _parallel.each(work, parts, _parallel.workers(len(parts), rank.device))
         return out
 
     @staticmethod
@@ -234,21 +253,42 @@ class _StackedFourier(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, rank, *groups = ctx.saved_tensors
         half, wide = weight.shape[1] // 2, _edges._wide(weight)
-        grad_weight = torch.zeros_like(weight, dtype=wide)
-        grad_bias = weight.new_zeros(len(groups) // 2, weight.shape[0], dtype=wide)
-        grads: list[Tensor | None] = []
-        start = 0
-        for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
-            rates = frequencies.T.contiguous()
-            grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[3 + 2 * number] else None
-            for part in _edges.wave_chunks(rows, half):
-                g = grad.index_select(0, rank[start + part.start : start + part.stop])
-                own = grad_rows[part] if grad_rows is not None else None
-                _edges.waves_backward(g, rows[part], rates, weight, grad_weight, own)
-                grad_bias[number] += g.sum(0, dtype=wide)
-            grads += [grad_rows, None]
-            start += rows.shape[0]
-        return grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None, *grads
+        parts = list(_parts(groups, half))
+        count = _parallel.workers(len(parts), rank.device)
+        grad_weight = weight.new_zeros(count, *weight.shape, dtype=wide)
+        grad_bias = weight.new_zeros(count, len(groups) // 2, weight.shape[0], dtype=wide)
+        needed = ctx.needs_input_grad[3::2]
+        grads = [torch.empty_like(rows) if n else None for rows, n in zip(groups[::2], needed, strict=True)]
+
+        def work(worker: int, part: _Part) -> None:
+            g = grad.index_select(0, rank[part.places])
+            own = grads[part.group]
+            target = None if own is None else own[part.inside]
+            _edges.waves_backward(g, part.rows, part.rates, weight, grad_weight[worker], target)
+            grad_bias[worker, part.group] += g.sum(0, dtype=wide)
+
+        _parallel.each(work, parts, count)
+        more = [g for own in grads for g in (own, None)]
+        return grad_weight.sum(0).to(weight.dtype), grad_bias.sum(0).to(weight.dtype), None, *more
+
+
+class _Part(NamedTuple):
+    """Some rows of a group: ``inside`` of the group's, ``places`` in the order of all groups."""
+
+    group: int
+    rows: Tensor
+    rates: Tensor
+    inside: slice
+    places: slice
+
+
+def _parts(groups: Sequence[Tensor], width: int) -> Iterator[_Part]:
+    start = 0
+    for number, (rows, frequencies) in enumerate(zip(groups[::2], groups[1::2], strict=True)):
+        rates = frequencies.T.contiguous()
+        for inside in _edges.wave_chunks(rows, width):
+            yield _Part(number, rows[inside], rates, inside, slice(start + inside.start, start + inside.stop))
+        start += len(rows)
 
 
 def stacked_fourier(

@@ -154,7 +154,12 @@ class Stacking:
 
     @classmethod
     def of(cls, graphs: Sequence[NeuralGraph], layers: int, reverse: bool, reads: Reads) -> Stacking:
-        buckets = tuple(bucket_of(graph.spec, graph.batch_size, layers, reverse, reads) for graph in graphs)
+        """The order for these networks' architectures, of which that of the last few batches is kept."""
+        parts = tuple((graph.spec, graph.batch_size) for graph in graphs)
+        return _stacking_of(parts, layers, reverse, reads, graphs[0].device)
+
+    @classmethod
+    def _of(cls, buckets: tuple[Bucket, ...], layers: int, device: torch.device) -> Stacking:
         life, degree = (np.concatenate(parts) for parts in zip(*((b.life, b.degree) for b in buckets), strict=True))
         order = np.lexsort((degree, -life))
         rank = np.empty_like(order)
@@ -176,7 +181,6 @@ class Stacking:
             key: [(k, d) for k, b in enumerate(buckets) if key in b.groups for d in b.groups[key].directions]
             for key in keys
         }
-        device = graphs[0].device
 
         def rows(array: Ints) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
@@ -252,6 +256,17 @@ class Stacking:
             torch.stack([sender, receiver + senders], 1).flatten(),
             2 * every,
         )
+
+
+@lru_cache(maxsize=4)
+def _stacking_of(
+    parts: tuple[tuple[GraphSpec, int], ...],
+    layers: int,
+    reverse: bool,
+    reads: Reads,
+    device: torch.device,
+) -> Stacking:
+    return Stacking._of(tuple(bucket_of(spec, batch, layers, reverse, reads) for spec, batch in parts), layers, device)
 
 
 def _runs(life: Ints, degree: Ints, offsets: Ints) -> Iterator[Run]:
