@@ -17,8 +17,8 @@ from neural_graphs.cli import main
 
 VERBS = [
     "quickstart", "graph", "check", "zoo", "zoo make", "zoo make inr", "zoo make cnn", "zoo import", "zoo info", "train",
-    "eval", "predict", "bench", "bench step", "bench fit", "bench inr", "bench bulk", "bench generalisation", "bench trace",
-    "bench tables",
+    "eval", "predict", "edit", "bench", "bench step", "bench fit", "bench inr", "bench bulk", "bench generalisation",
+    "bench trace", "bench tables",
 ]  # fmt: skip
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -69,10 +69,11 @@ LESS = {
 }
 
 
-# Too slow here: the quickstart runs in a small setting for all these tests, the benchmarks in tests of their own. `zoo` and
-# `bench` show the example of one of their verbs.
+# Too slow here: the quickstart runs in a small setting for all these tests, the benchmarks and `edit` in tests of their own.
+# `zoo` and `bench` show the example of one of their verbs.
 SLOW = (
-    "quickstart", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench bulk", "bench generalisation", "bench trace",
+    "quickstart", "edit", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench bulk", "bench generalisation",
+    "bench trace",
 )  # fmt: skip
 
 

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from neural_graphs import __version__
-from neural_graphs.cli import _bench, _check, _eval, _graph, _predict, _quickstart, _train, _zoo
+from neural_graphs.cli import _bench, _check, _edit, _eval, _graph, _predict, _quickstart, _train, _zoo
 from neural_graphs.cli._parser import Parser
 from neural_graphs.errors import RunError, UserError
 
-_VERBS = (_quickstart, _graph, _check, _zoo, _train, _eval, _predict, _bench)
+_VERBS = (_quickstart, _graph, _check, _zoo, _train, _eval, _predict, _edit, _bench)
 
 
 def build_parser() -> Parser:

@@ -85,10 +85,16 @@ def run(options: argparse.Namespace) -> int:
             if "error" not in r
         ]
         print_table(("file", "class", "probability", "architecture"), rows, right=(1, 2))
+    return print_failures(results, options.activation)
+
+
+def print_failures(results: list[dict[str, Any]], activation: str | None) -> int:
+    """A line on stderr for every network that nothing could be done with; the exit code."""
     sys.stdout.flush()
+    failed = [result for result in results if "error" in result]
     for result in failed:
         message = result["error"]
-        if "non-linearity" in message and not options.activation:
+        if "non-linearity" in message and not activation:
             message += ": add --activation"
         print(f"error: {message if result['file'] in message else _name(result) + ': ' + message}", file=sys.stderr)
     return 2 if failed else 0

@@ -49,7 +49,7 @@ def rewrite(
     tensors, prefix = unwrapped(content, source)
     assert isinstance(tensors, dict)
     keys = {str(key): key for key in tensors}
-    new_dtype = next(value.dtype for value in tensors.values() if value.is_floating_point())
+    new_dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), torch.float32)
     for name, value in values.items():
         key = keys.get(prefix + name, prefix + name)
         tensors[key] = _like(tensors[key], value, name) if key in tensors else value.to(new_dtype, copy=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from neural_graphs.tasks._config import list_presets as list_presets
     from neural_graphs.tasks._config import load_config as load_config
     from neural_graphs.tasks._config import preset_text as preset_text
+    from neural_graphs.tasks._edit_files import edit_files as edit_files
     from neural_graphs.tasks._editor import Editor as Editor
     from neural_graphs.tasks._model import load_model as load_model
     from neural_graphs.tasks._predict import predict as predict
@@ -36,6 +37,7 @@ _NAMES = {
     "PretrainConfig": "_config",
     "TrainConfig": "_config",
     "TrainResult": "_train",
+    "edit_files": "_edit_files",
     "evaluate": "_train",
     "list_presets": "_config",
     "load_model": "_model",
