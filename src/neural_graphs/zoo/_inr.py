@@ -21,9 +21,9 @@ from torch import Tensor
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._activation import Activation
+from neural_graphs.graph._kernels import ADAM_BETAS, kernel
 from neural_graphs.graph._rendering import pixel_grid as pixel_grid
 from neural_graphs.graph._stack import Stack
-from neural_graphs.zoo._kernels import ADAM_BETAS, kernel
 
 CACHE_BYTES = 8 * 2**20  # activations of one chunk: measured to stay in a shared L3 cache and hide Python's overhead
 DEVICE_BYTES = 2 * 2**30  # the same on an accelerator, where only memory bounds a chunk
@@ -192,12 +192,14 @@ class _Chunk:
         self.update(*state, size, root)
         self.step_count += 1
 
-    def run(self, stop: threading.Event) -> bool:
-        """All steps; False when ``stop`` was set in between."""
-        for _ in range(self.options.steps):
+    def run(self, stop: threading.Event, trace: Tensor | None = None) -> bool:
+        """All steps; False when ``stop`` was set in between. ``trace`` ``[steps, n]`` takes the errors before each."""
+        for step in range(self.options.steps):
             if stop.is_set():
                 return False
             self.forward()
+            if trace is not None:
+                trace[step] = self.residual.square().mean((1, 2))
             self.backward()
             self.adam()
         self.forward()
@@ -250,6 +252,7 @@ def fit_networks(
     options: FitOptions | None = None,
     on_progress: Callable[[int], None] | None = None,
     pool: ThreadPoolExecutor | None = None,
+    trace: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Fits n networks of one architecture to n signals.
 
@@ -257,7 +260,8 @@ def fit_networks(
     ``targets`` the signals ``[n, C, K]``; all of one dtype (float32 or float64). Returns the fitted weights (same names
     and shapes) and the mean squared error of each network ``[n]``. ``on_progress`` is told the number of networks
     finished since the last call. KeyboardInterrupt stops after the step in work. Callers that fit again and again pass a
-    ``worker_pool``: new threads each time would leave their memory behind.
+    ``worker_pool``: new threads each time would leave their memory behind. ``trace`` ``[steps, n]`` is filled with the error
+    of every network before each step.
     """
     options = options or FitOptions()
     check_fittable(stack)
@@ -272,7 +276,7 @@ def fit_networks(
         torch.set_num_threads(1)
         part = {name: value[rows] for name, value in params.items()}
         chunk = _Chunk(stack, part, coords, targets[rows], options, compiled)
-        if chunk.run(stop):
+        if chunk.run(stop, None if trace is None else trace[:, rows]):
             values, errors[rows] = chunk.result()
             for name, value in values.items():
                 fitted[name][rows] = value
