@@ -71,7 +71,7 @@ def styled(x: Tensor, table: nn.Embedding | None, style: Tensor | None) -> Tenso
     """``x`` ``[B, ..., F]`` with the factors and shifts of each network's ``style`` ``[B]``."""
     if table is None or style is None:
         return x
-    factor, shift = (t.view(len(x), *[1] * (x.dim() - 2), -1) for t in table(style).chunk(2, -1))
+    factor, shift = (t.view(len(x), *[1] * (x.dim() - 2), x.shape[-1]) for t in table(style).chunk(2, -1))
     return torch.addcmul(shift, x, 1 + factor)
 
 
