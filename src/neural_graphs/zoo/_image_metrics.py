@@ -8,7 +8,7 @@ import numpy as np
 
 from neural_graphs.errors import UserError
 
-BATCH = 2**20  # values compared at once
+BATCH = 2**17  # values compared at once, to stay in the cache
 RADIUS, SIGMA = 5, 1.5  # SSIM's window: 11 x 11 pixels, gaussian
 C1, C2 = 0.01**2, 0.03**2  # (K L)^2 of Wang et al. for a data range L of 1
 
