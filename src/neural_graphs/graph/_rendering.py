@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph._batch import GraphBatch
+from neural_graphs.graph._drawing import CACHE_BYTES, can_draw, draw
 from neural_graphs.graph._graph import NeuralGraph
 from neural_graphs.graph._responses import recorded_shapes
+
+DRAWN = (torch.float32, torch.float64)
+DEVICE_BYTES = 2**30  # values of the networks that an accelerator runs together
+FUSED = 5_000_000_000
+"""So many evaluations of activations in one call are worth the seconds that compiling takes ..."""
+FUSED_WITH_GRADIENT = 1_000_000
+"""... and so many where a gradient is asked for: where there is one such call, there are thousands."""
 
 
 def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,10 +63,34 @@ def check_drawable(graph: NeuralGraph) -> None:
         raise UserError(f"{shown} is no image: only networks with 2 inputs can be rendered")
 
 
+@torch.compiler.disable  # done by hand
 def _values(graph: NeuralGraph, height: int, width: int) -> Tensor:
-    values = graph.run(pixel_grid(height, width, graph.dtype).to(graph.device))
-    if values.dim() != 3:
-        raise UserError(
-            f"{graph} gives {list(values.shape[2:])} values per pixel, but images need one axis of channels"
-        )
-    return values
+    """Outputs ``[B, height * width, channels]``."""
+    columns, rows = (torch.linspace(-1, 1, size, dtype=graph.dtype) for size in (width, height))
+    stack = graph.stack
+    params = graph.to_state_dict(batched=True)
+    plain = graph.device.type == "cpu" and graph.dtype in DRAWN and {v.dtype for v in params.values()} == {graph.dtype}
+    with torch.autocast(graph.device.type, enabled=False):  # a sine of frequency 30 has no digits to give away
+        if stack is None or not plain or not can_draw(stack):
+            return _run(graph, pixel_grid(height, width, graph.dtype).to(graph.device))
+        evaluations = len(graph) * len(rows) * len(columns) * sum(stack.widths[1:-1])
+        learns = torch.is_grad_enabled() and any(value.requires_grad for value in params.values())
+        fused = evaluations >= (FUSED_WITH_GRADIENT if learns else FUSED)
+        values = draw(stack, params, columns, rows, fused and graph.dtype == torch.float32).transpose(1, 2)
+        return values + stack.shift if stack.shift else values
+
+
+def _run(graph: NeuralGraph, grid: Tensor) -> Tensor:
+    """As ``graph.run``, some networks at a time, whose values are computed again where the backward pass needs them."""
+    bytes_each = grid.element_size() * len(grid) * graph.spec.num_nodes
+    step = max(1, (CACHE_BYTES if graph.device.type == "cpu" else DEVICE_BYTES) // bytes_each)
+    found = []
+    for first in range(0, max(1, len(graph)), step):
+        part = graph[first : first + step]
+        values = checkpoint(part.run, grid, use_reentrant=False, preserve_rng_state=False)
+        if values.dim() != 3:
+            raise UserError(
+                f"{graph} gives {list(values.shape[2:])} values per pixel: images need one axis of channels"
+            )
+        found.append(values)
+    return torch.cat(found) if len(found) > 1 else found[0]

@@ -1,23 +1,33 @@
-"""Pointwise kernels of bulk fitting: activations with their derivatives, and Adam; fused by torch.compile where it pays."""
+"""Pointwise kernels of bulk fitting and rendering: activations with their derivatives, and Adam; fused by torch.compile."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from neural_graphs.graph._activation import KINDS, Activation, Kind
+
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
+
+
+Kernel = Callable[..., None]
 
 
 def _sine(z: Tensor, bias: Tensor, h: Tensor) -> None:
     z0 = z + bias
     h.copy_(torch.sin(z0))
     z.copy_(torch.cos(z0))
+
+
+def _none(z: Tensor, bias: Tensor, h: Tensor) -> None:
+    torch.add(z, bias, out=h)
+    z.fill_(1)
 
 
 def _relu(z: Tensor, bias: Tensor, h: Tensor) -> None:
@@ -59,6 +69,21 @@ def _gelu(z: Tensor, bias: Tensor, h: Tensor) -> None:
     z.copy_(phi + z0 * torch.exp(-0.5 * z0 * z0) * (1 / math.sqrt(2 * math.pi)))
 
 
+def _value(kind: Kind) -> Kernel:
+    """Overwrites z with f(z + bias)."""
+    activation = Activation(kind)
+
+    def value(z: Tensor, bias: Tensor) -> None:
+        z.copy_(activation(z + bias))
+
+    return value
+
+
+def _sine_value_in_place(z: Tensor, bias: Tensor) -> None:
+    """As ``_value``, without temporaries."""
+    z.add_(bias).sin_()
+
+
 def _adam(
     param: Tensor, effective: Tensor, grad: Tensor, m: Tensor, v: Tensor, scale: Tensor, size: Tensor, root: Tensor
 ) -> None:
@@ -92,10 +117,9 @@ def _adam_in_place(
     torch.mul(param, scale, out=effective)
 
 
-Kernel = Callable[..., None]
-
-# An activation's kernel overwrites h with f(z + bias) and z with f'(z + bias).
+# An activation's kernel overwrites h with f(z + bias) and z with f'(z + bias); sines are of frequency 1.
 _KERNELS: dict[str, Kernel] = {
+    "none": _none,
     "sine": _sine,
     "relu": _relu,
     "leaky_relu": _leaky_relu,
@@ -104,14 +128,20 @@ _KERNELS: dict[str, Kernel] = {
     "silu": _silu,
     "gelu": _gelu,
     "adam": _adam,
+    **{f"value of {kind}": _value(cast(Kind, kind)) for kind in KINDS},
 }
-_EAGER: dict[str, Kernel] = {**_KERNELS, "sine": _sine_in_place, "adam": _adam_in_place}
+_EAGER: dict[str, Kernel] = {
+    **_KERNELS,
+    "sine": _sine_in_place,
+    "adam": _adam_in_place,
+    "value of sine": _sine_value_in_place,
+}
 _compiled: dict[str, Kernel] = {}
 _compile_lock = threading.Lock()
 
 
 def kernel(name: str, device: torch.device, dtype: torch.dtype, compiled: bool) -> Kernel:
-    """A pointwise kernel: fused by torch.compile where asked for and possible, else eager."""
+    """A pointwise kernel: fused by torch.compile where asked for and possible, else eager. It runs on torch's threads."""
     if not compiled:
         return _EAGER[name]
     with _compile_lock:
@@ -122,9 +152,11 @@ def kernel(name: str, device: torch.device, dtype: torch.dtype, compiled: bool) 
 
 
 def _compile(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
-    options: dict[str, Any] = {"cpp.threads": 1, "compile_threads": 1} if device.type == "cpu" else {}
+    options: dict[str, Any] = {"cpp.dynamic_threads": True, "compile_threads": 1} if device.type == "cpu" else {}
     fused: Kernel = torch.compile(_KERNELS[name], dynamic=True, options=options)
     shapes = [(240,)] * 6 + [()] * 2 if name == "adam" else [(4, 6, 40), (4, 6, 1), (4, 6, 40)]
+    if name.startswith("value"):
+        shapes.pop()
     try:
         fused(*(torch.ones(shape, device=device, dtype=dtype) for shape in shapes))
     except Exception:  # no C++ compiler, no Triton, an unsupported platform: the eager kernel computes the same
