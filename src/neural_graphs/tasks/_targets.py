@@ -41,14 +41,14 @@ def edit_targets(split: ZooSplit, edits: Sequence[str], source: str = "image") -
         raise UserError(f"unknown edit {unknown[0]!r}: choose one of {', '.join(list_edits())}")
     images, place_of = _fitted(split) if source == "image" else (_drawn(split), np.arange(len(split)))
     targets = np.empty((len(edits), len(split), *images.shape[1:]), np.float32)
-    shared = len(images) < len(split)
+    moved = not np.array_equal(place_of, np.arange(len(images)))  # some are shared, or they stand in another order
     with progress("editing images", len(edits) * len(images)) as bar:
         for target, name in zip(targets, edits, strict=True):
-            edited = np.empty_like(images) if shared else target
+            edited = np.empty_like(images) if moved else target
             for start in range(0, len(images), BATCH):
                 edited[start : start + BATCH] = edit_images(images[start : start + BATCH], name)
                 bar.advance(len(images[start : start + BATCH]))
-            if shared:
+            if moved:
                 np.take(edited, place_of, 0, out=target)
     return torch.from_numpy(targets)
 
