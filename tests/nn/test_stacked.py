@@ -19,7 +19,7 @@ from neural_graphs.nn import NGGNN, Encoding, GraphHead, _parallel, create_encod
 from neural_graphs.nn import _edges as edges_module
 from neural_graphs.nn import _stacked_edges as stacked_edges
 from neural_graphs.nn._encoder import Reads
-from neural_graphs.nn._stacking import Stacking
+from neural_graphs.nn._stacking import Stacking, _stacking_of
 from neural_graphs.testing import assert_equivariant, assert_invariant, random_graph, random_stack
 
 READS: tuple[Reads, ...] = ("outputs", "nodes", "edges")
@@ -280,6 +280,23 @@ def test_chunks_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(f, r, rtol=1e-10, atol=1e-10 * float(r.detach().abs().max().clamp_min(1)))
     for f, i in zip(first, inferred, strict=False):
         torch.testing.assert_close(i, f.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_of_inference_serves_training() -> None:
+    """The order of a mixture that was first seen without gradients, as in a validation, is that of a training step."""
+    graphs = mixed(("mlp", "cnn"), 2)
+    encoder, batch = encoder_for(graphs), GraphBatch.of(graphs)
+    found = []
+    for inferred_before in (False, True):
+        _stacking_of.cache_clear()
+        if inferred_before:
+            with torch.inference_mode():
+                encoder(batch)
+        encoder.zero_grad()
+        torch.stack([x.square().sum() for x in tensors(encoder(batch)) if x is not None]).sum().backward()
+        found.append([p.grad.clone() for p in encoder.parameters() if p.grad is not None])
+    assert len(found[0]) > 10
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -211,7 +211,8 @@ class Stacking:
         in which nothing ends."""
         if (layer, rows) not in self._chunks:
             portions = (self._chunk(portion, self.live[layer - 1]) for portion in self._portions(layer, rows))
-            self._chunks[layer, rows] = [chunk for chunk in portions if chunk.rows]
+            with torch.inference_mode(False):
+                self._chunks[layer, rows] = [chunk for chunk in portions if chunk.rows]
         return self._chunks[layer, rows]
 
     @cached_property
@@ -266,7 +267,9 @@ def _stacking_of(
     reads: Reads,
     device: torch.device,
 ) -> Stacking:
-    return Stacking._of(tuple(bucket_of(spec, batch, layers, reverse, reads) for spec, batch in parts), layers, device)
+    buckets = tuple(bucket_of(spec, batch, layers, reverse, reads) for spec, batch in parts)
+    with torch.inference_mode(False):  # what is kept may be needed by a backward pass later
+        return Stacking._of(buckets, layers, device)
 
 
 def _runs(life: Ints, degree: Ints, offsets: Ints) -> Iterator[Run]:
