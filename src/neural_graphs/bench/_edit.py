@@ -91,17 +91,13 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]], transfer: Sequenc
     )
     rows += _references(reports, "")
     title = " ".join(filter(None, (method.name, method.variant)))
-    refits = [entry["refit"] for entry in reports[0]["per_edit"].values()]
-    rows += [
-        row("refit", "test_mse", _mean(refits, "mse"), f"for as long as {title}", steps=_mean(refits, "steps")),
-        row("refit", "seconds_per_network", _mean(refits, "seconds"), f"for as long as {title}"),
-    ]
-    reached = [entry["reach"] for entry in reports[0]["per_edit"].values() if entry.get("reach")]
-    if reached:
-        variant = f"until as good as {title}"
-        rows.append(
-            row("refit", "seconds_per_network", _mean(reached, "seconds"), variant, steps=_mean(reached, "steps"))
-        )
+    for key, what in (("refit", f"for as long as {title}"), ("reach", f"until as good as {title}")):
+        fitted = [entry[key] for entry in reports[0]["per_edit"].values() if entry.get(key)]
+        if fitted:
+            about_it = {"steps": _mean(fitted, "steps")}
+            rows.append(row("refit", "seconds_per_network", _mean(fitted, "seconds"), what, **about_it))
+            if key == "refit":
+                rows.append(row("refit", "test_mse", _mean(fitted, "mse"), what, networks=fitted[0]["n"], **about_it))
     finer = f"rendered {FINER} times finer"
     rows.append(_finer_row(method, [r["finer"] for r in reports], finer, about))
     rows.append(row("no edit", "test_mse", reports[0]["finer"]["no_edit"], finer))
