@@ -10,7 +10,7 @@ from typing import Any
 from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, print_table, use_threads
 from neural_graphs.errors import RunError
 
-PER_NETWORK = ("network", "true", "predicted", "lower", "upper", "novelty", "architectures")
+PER_NETWORK = ("network", "true", "predicted", "lower", "upper", "novelty", "architectures", "gallery")
 MOST_LINES = 12  # of the table of architectures
 
 
@@ -21,8 +21,8 @@ def add(verbs: Any) -> None:
         "evaluate a trained model on held-out networks",
         "neural-graphs eval runs/quickstart/ng-gnn",
         run,
-        "Of a model that predicts numbers it writes a page with plots of predictions and errors, with --report also of one\n"
-        "that tells classes apart.",
+        "Of a model that predicts numbers it writes a page with plots of predictions and errors, of an editor one with a\n"
+        "gallery; with --report also of one that tells classes apart.",
     )
     parser.add_argument("run_dir", metavar="RUN", help="folder of a training run")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: test)")
@@ -40,24 +40,20 @@ def run(options: argparse.Namespace) -> int:
     from neural_graphs.tasks import evaluate
 
     found = evaluate(options.run_dir, split=options.split, zoo=options.zoo)
-    regression = "kendall_tau" in found
-    page = _write_page(found, options, regression)
+    page = _write_page(found, options)
     if options.json:
         print_json({key: value for key, value in found.items() if key not in PER_NETWORK} | {"report": page})
         return 0
-    if regression:
-        _print_regression(found, options)
-    else:
-        _print_classification(found, options)
+    _SHOW[found["task"]](found, options)
     if page:
         print(f"\nreport: {page}")
     return 0
 
 
-def _write_page(found: dict[str, Any], options: argparse.Namespace, regression: bool) -> str | None:
+def _write_page(found: dict[str, Any], options: argparse.Namespace) -> str | None:
     from neural_graphs.explore import save_evaluation
 
-    if not options.report and not regression:
+    if not options.report and found["task"] not in ("regress", "edit"):
         return None
     path = options.report or str(Path(options.run_dir) / "report.html")
     try:
@@ -117,6 +113,33 @@ def _tau(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _print_edits(found: dict[str, Any], options: argparse.Namespace) -> None:
+    from neural_graphs.explore._edit_page import rows_of, three
+
+    where = f" of {options.zoo}" if options.zoo else ""
+    print(f"{options.run_dir}: {', '.join(found['edits'])} of {found['n']:,} {options.split} networks{where}\n")
+    head = ("edit", "", "mse x1e-2", "psnr", "ssim", "time per network")
+    print_table(head, rows_of(found), right=(2, 3, 4, 5))
+    if len(found["per_architecture"]) > 1:
+        print()
+        kinds = [
+            (name, entry["n"], *three(entry), "yes" if entry["seen"] else "no")
+            for name, entry in found["per_architecture"].items()
+        ]
+        print_table(("architecture", "networks", *head[2:5], "trained on"), kinds, right=(1, 2, 3, 4))
+
+
+def _print_adapted(found: dict[str, Any], options: argparse.Namespace) -> None:
+    where = f" of {options.zoo}" if options.zoo else ""
+    print(f"{options.run_dir}: {found['n']:,} {options.split} networks{where} adapted, mean accuracies\n")
+    keys = ("accuracy", "no_edit_accuracy", "clean_accuracy")
+    rows = [
+        (name, *(f"{entry[key]:.2%}" for key in keys), f"{100 * entry['gain']:+.2f}")
+        for name, entry in found["per_edit"].items()
+    ]
+    print_table(("images", "adapted", "no edit", "no edit, clean images", "points gained"), rows, right=(1, 2, 3, 4))
+
+
 def _print_classification(found: dict[str, Any], options: argparse.Namespace) -> None:
     print(
         f"{options.run_dir}: {found['accuracy']:.2%} of {found['n']:,} {options.split} networks, loss {found['loss']:.4f}\n"
@@ -136,3 +159,11 @@ def _print_classification(found: dict[str, Any], options: argparse.Namespace) ->
             for name, entry in found["per_architecture"].items()
         ]
         print_table(("architecture", "networks", "right", "trained on"), kinds, right=(1, 2))
+
+
+_SHOW = {
+    "classify": _print_classification,
+    "regress": _print_regression,
+    "edit": _print_edits,
+    "adapt": _print_adapted,
+}

@@ -14,6 +14,7 @@ import numpy as np
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import UserError
 from neural_graphs.explore._draw import draw_confusion
+from neural_graphs.explore._edit_page import edit_body
 from neural_graphs.explore._page import page, table
 from neural_graphs.explore._plots import (
     COLOURS,
@@ -71,7 +72,14 @@ def render_evaluation(found: Mapping[str, Any], run: str, zoo: Zoo | None = None
     ``zoo`` is the one that was evaluated on: its columns name the networks' activations, runs and hyper-parameters.
     ``trained_on`` names the zoo the model was trained on where that is another one.
     """
-    body = _regression(found, run, zoo, trained_on) if "kendall_tau" in found else _classification(found, run)
+    if "gallery" in found:
+        body = edit_body(found, _about(found, run, zoo, trained_on))
+    elif "kendall_tau" in found:
+        body = _regression(found, run, zoo, trained_on)
+    elif "confusion" not in found:
+        raise UserError(f"there is no page for a model of task {found['task']}: use eval without --report")
+    else:
+        body = _classification(found, run)
     return page(f"Evaluation of {run}", body, f"evaluation of {run}")
 
 

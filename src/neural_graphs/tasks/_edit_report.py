@@ -115,8 +115,10 @@ def edit_report(
 
 def seconds_per_network(model: Editor, split: ZooSplit) -> float:
     """The time that ``Editor.edit`` takes per network: encoding and editing, of networks that are in memory, in batches of
-    ``EVAL_BATCH``, without rendering, on torch's present number of threads. That of the fastest of ``TIMED`` batches: other work on the machine is no time of
-    the editor's."""
+    ``EVAL_BATCH``, without rendering, on torch's present number of threads.
+
+    That of the fastest of ``TIMED`` batches: other work on the machine is no time of the editor's.
+    """
     found = []
     for number in range(max(1, min(TIMED, len(split) // EVAL_BATCH))):
         batch = split.batch(slice(number * EVAL_BATCH, (number + 1) * EVAL_BATCH))
