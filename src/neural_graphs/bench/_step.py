@@ -179,7 +179,7 @@ def training_step(
     graphs, labels = draw(batch, seed)
     model.fit_normalization(graphs.buckets)
     parameters = nn.ModuleList([model, head]).train().parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=5e-4, amsgrad=True)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=5e-4, amsgrad=True, fused=True)
     textbook = _twin(model, mixed).train() if twin else None
 
     def run(graphs: GraphBatch, networks: Any, labels: Tensor) -> Tensor:

@@ -88,10 +88,14 @@ class Loop(ABC):
         self.train = Loader(train, options.batch_size, seed=config.seed, **labels)
         self.val = Loader(val, EVAL_BATCH, shuffle=False, **labels) if val is not None else None
         self.total_steps = options.epochs * len(self.train)
-        optimizer = torch.optim.AdamW(
-            learner.parameters(), lr=options.lr, weight_decay=options.weight_decay, amsgrad=options.amsgrad
-        )
         self.learner = learner.to(device.device)
+        optimizer = torch.optim.AdamW(
+            learner.parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            amsgrad=options.amsgrad,
+            fused=True,  # many small parameters: a fifth of the time
+        )
         self.core, self.decoder = learner.core, learner.decoder
         self.model, self.optimizer = device.prepare(self.learner, optimizer)
         if config.compile:
