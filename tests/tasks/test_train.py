@@ -91,7 +91,7 @@ def test_accelerate_changes_nothing(zoo: Zoo, tmp_path: Path, config: Any) -> No
     settings = config(zoo, tmp_path / "run", epochs=2, clip=0.5)
     train(settings, quiet=True)
     model = build(settings, zoo, zoo.train)
-    optimizer = torch.optim.AdamW(model.parameters(, fused=True), lr=1e-2, weight_decay=5e-4, amsgrad=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=5e-4, amsgrad=True, fused=True)
     step = 0
     with torch.random.fork_rng(devices=()):
         for epoch in range(2):
