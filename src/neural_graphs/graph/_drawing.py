@@ -70,7 +70,7 @@ class _Plan:
 
     def pieces(self, networks: int) -> Iterator[tuple[slice, slice]]:
         """Networks and rows of the image that are computed together."""
-        per_row = self.columns.element_size() * len(self.columns) * 2 * sum(self.widths)
+        per_row = self.columns.element_size() * len(self.columns) * 2 * sum(self.widths[1:])
         rows = max(1, min(len(self.rows), CACHE_BYTES // per_row))
         step = max(1, CACHE_BYTES // (per_row * rows))
         for first in range(0, networks, step):
@@ -105,19 +105,18 @@ class _Piece:
         if plan.separable:
             self._waves()
         else:
-            columns, rows_ = (
-                plan.columns.expand(len(self.rows), -1),
-                self.rows.unsqueeze(1).expand(-1, len(plan.columns)),
-            )
-            grid = torch.stack((columns, rows_)).flatten(1)
-            self.inputs = self._empty("inputs", 2).copy_(grid)
+            across, down = (axis.flatten() for axis in torch.meshgrid(plan.columns, self.rows, indexing="xy"))
+            self.inputs = self._empty("inputs", 2).copy_(torch.stack((across, down)))
 
     def _waves(self) -> None:
-        """Sine and cosine of w_x x + b ``[n * neurons, 1, Q]`` and of w_y y ``[n * neurons, R, 1]``."""
-        weight, bias = self.weights[0].flatten(0, 1).unsqueeze(-1), self.biases[0].flatten(0, 1).unsqueeze(-1)
-        across = weight[:, :1] * self.plan.columns + bias
-        down = weight[:, 1:] * self.rows.unsqueeze(-1)
-        self.across, self.down = (across.sin(), across.cos()), (down.sin(), down.cos())
+        """Sine and cosine ``[n * neurons, 2, Q + R]`` of w_x x + b for every column and of w_y y for every row."""
+        columns, rows = self.plan.columns, self.rows
+        basis = columns.new_zeros(3, len(columns) + len(rows))
+        basis[0, : len(columns)], basis[1, len(columns) :], basis[2, : len(columns)] = columns, rows, 1
+        first = torch.cat((self.weights[0], self.biases[0]), -1).flatten(0, 1)
+        self.waves = columns.new_empty(len(first), 2, basis.shape[1])
+        torch.mm(first, basis, out=self.waves[:, 1])
+        self.plan.kernel("sine")(self.waves[:, 1], columns.new_zeros(1, 1), self.waves[:, 0])
 
     def _empty(self, name: str, width: int) -> Tensor:
         weight = self.weights[0]
@@ -127,11 +126,10 @@ class _Piece:
         """The first layer's sines, or the inputs where it has none."""
         if not self.plan.separable:
             return self.inputs
-        (sine, cosine), (row_sine, row_cosine) = self.across, self.down
-        waves = self._empty("value 0", self.plan.widths[1])
-        grid = waves.view(-1, len(self.rows), len(self.plan.columns))
-        torch.mul(sine, row_cosine, out=grid).addcmul_(cosine, row_sine)
-        return waves
+        found = self._empty("value 0", self.plan.widths[1])
+        grid = found.view(-1, len(self.rows), len(self.plan.columns))
+        self.plan.kernel("grid of sines")(*self.waves.split((len(self.plan.columns), len(self.rows)), 2), grid)
+        return found
 
     def forward(self) -> Tensor:
         """Outputs ``[n, channels, pixels]``."""
@@ -139,6 +137,9 @@ class _Piece:
         h = self._first()
         for index in range(self.plan.separable, len(kinds)):
             z = self._empty(f"value {index % 2}", self.plan.widths[index + 1])
+            if kinds[index] == "none":
+                h = torch.baddbmm(self.biases[index], self.weights[index], h, out=z)
+                continue
             h = torch.bmm(self.weights[index], h, out=z)
             self.plan.kernel(f"value of {kinds[index]}")(h, self.biases[index])
         return h
@@ -167,16 +168,17 @@ class _Piece:
 
     def _first_backward(self, gradient: Tensor) -> list[Tensor]:
         """Gradients of the first layer's weights and biases from that of its sines ``[n, neurons, pixels]``."""
-        (sine, cosine), (row_sine, row_cosine) = self.across, self.down
+        across, down = self.waves.split((len(self.plan.columns), len(self.rows)), 2)
         flow = gradient.view(-1, len(self.rows), len(self.plan.columns))
-        factors = torch.cat((row_cosine, row_sine), -1)
-        factors = torch.cat((factors, factors * self.rows.unsqueeze(-1)), -1)
-        summed = torch.bmm(factors.transpose(1, 2), flow)  # over rows: [n * neurons, 4, Q]
-        plain = cosine[:, 0] * summed[:, 0] - sine[:, 0] * summed[:, 1]
-        by_row = cosine[:, 0] * summed[:, 2] - sine[:, 0] * summed[:, 3]
-        weight = torch.stack((plain @ self.plan.columns, by_row.sum(-1)), -1)
+        # dz = flow (cos cos - sin sin): summed over rows, plain and times y, beside their sine and their cosine ...
+        times = torch.stack((torch.ones_like(self.rows), self.rows)).unsqueeze(1)
+        summed = torch.bmm((down.unsqueeze(1) * times).flatten(1, 2), flow).unflatten(1, (2, 2))
+        # ... and then over columns, plain and times x.
+        along = summed[:, :, 1] * across[:, 1:] - summed[:, :, 0] * across[:, :1]
+        found = along @ torch.stack((self.plan.columns, torch.ones_like(self.plan.columns)), 1)
         shape = gradient.shape[:2]
-        return [weight.view(*shape, 2), plain.sum(-1).view(shape)]
+        weight = torch.stack((found[:, 0, 0], found[:, 1, 1]), -1)
+        return [weight.view(*shape, 2), found[:, 0, 1].view(shape)]
 
 
 class _Draw(torch.autograd.Function):

@@ -38,7 +38,7 @@ def _relu(z: Tensor, bias: Tensor, h: Tensor) -> None:
 
 def _leaky_relu(z: Tensor, bias: Tensor, h: Tensor) -> None:
     z0 = z + bias
-    slope = torch.where(z0 > 0, 1.0, 0.01).to(z0.dtype)
+    slope = torch.where(z0 > 0, torch.ones_like(z0), torch.full_like(z0, 0.01))  # numbers would be of float32
     h.copy_(z0 * slope)
     z.copy_(slope)
 
@@ -82,6 +82,16 @@ def _value(kind: Kind) -> Kernel:
 def _sine_value_in_place(z: Tensor, bias: Tensor) -> None:
     """As ``_value``, without temporaries."""
     z.add_(bias).sin_()
+
+
+def _grid(across: Tensor, down: Tensor, h: Tensor) -> None:
+    """sin(a + d) for all columns a and rows d from (sine, cosine) ``[m, 2, Q]`` and ``[m, 2, R]``, into h ``[m, R, Q]``."""
+    h.copy_(across[:, :1] * down[:, 1].unsqueeze(-1) + across[:, 1:] * down[:, 0].unsqueeze(-1))
+
+
+def _grid_in_place(across: Tensor, down: Tensor, h: Tensor) -> None:
+    """As ``_grid``, without temporaries."""
+    torch.mul(across[:, :1], down[:, 1].unsqueeze(-1), out=h).addcmul_(across[:, 1:], down[:, 0].unsqueeze(-1))
 
 
 def _adam(
@@ -128,12 +138,14 @@ _KERNELS: dict[str, Kernel] = {
     "silu": _silu,
     "gelu": _gelu,
     "adam": _adam,
+    "grid of sines": _grid,
     **{f"value of {kind}": _value(cast(Kind, kind)) for kind in KINDS},
 }
 _EAGER: dict[str, Kernel] = {
     **_KERNELS,
     "sine": _sine_in_place,
     "adam": _adam_in_place,
+    "grid of sines": _grid_in_place,
     "value of sine": _sine_value_in_place,
 }
 _compiled: dict[str, Kernel] = {}
@@ -157,6 +169,8 @@ def _compile(name: str, device: torch.device, dtype: torch.dtype) -> Kernel:
     shapes = [(240,)] * 6 + [()] * 2 if name == "adam" else [(4, 6, 40), (4, 6, 1), (4, 6, 40)]
     if name.startswith("value"):
         shapes.pop()
+    if name.startswith("grid"):
+        shapes = [(40, 2, 6), (40, 2, 8), (40, 8, 6)]
     try:
         fused(*(torch.ones(shape, device=device, dtype=dtype) for shape in shapes))
     except Exception:  # no C++ compiler, no Triton, an unsupported platform: the eager kernel computes the same
