@@ -21,7 +21,6 @@ PRESET = "edit"
 FINER = 4
 """So many times finer are edited networks rendered."""
 
-_LAYERS: Mapping[str, Any] = {"layers": 4}
 _PROBES: Mapping[str, Any] = {"probes": 64}
 
 
@@ -31,10 +30,10 @@ def _copies(count: int) -> tuple[str, ...]:
 
 EDITORS: dict[str, Entry] = {
     "mlp": Entry("mlp", "", {"name": "mlp"}, (*_copies(1), "optimizer.lr=1e-3")),
-    "ng-gnn": Entry("ng-gnn", "probes=0", {**GNN, **_LAYERS}, _copies(1)),
-    "ng-gnn-64": Entry("ng-gnn", "probes=64", {**GNN, **_LAYERS, **_PROBES}, _copies(1)),
-    "ng-gnn-64-k4": Entry("ng-gnn", "probes=64, 4 copies", {**GNN, **_LAYERS, **_PROBES}, _copies(4)),
-    "ng-gnn-64-k8": Entry("ng-gnn", "probes=64, 8 copies", {**GNN, **_LAYERS, **_PROBES}, _copies(8)),
+    "ng-gnn": Entry("ng-gnn", "probes=0", GNN, _copies(1)),
+    "ng-gnn-64": Entry("ng-gnn", "probes=64", {**GNN, **_PROBES}, _copies(1)),
+    "ng-gnn-64-k4": Entry("ng-gnn", "probes=64, 4 copies", {**GNN, **_PROBES}, _copies(4)),
+    "ng-gnn-64-k8": Entry("ng-gnn", "probes=64, 8 copies", {**GNN, **_PROBES}, _copies(8)),
     "ng-t-64": Entry("ng-t", "probes=64", {**TRANSFORMER, **_PROBES, "edge_width": 32}, _copies(1)),
     "ng-t-64-k8": Entry("ng-t", "probes=64, 8 copies", {**TRANSFORMER, **_PROBES, "edge_width": 32}, _copies(8)),
 }
