@@ -15,11 +15,12 @@ from neural_graphs.tasks._config import from_dict, to_dict, to_yaml
 def test_presets_load_and_comment_every_key() -> None:
     regress = ["generalisation", "generalisation-paper", "generalisation-statnn"]
     edit = ["edit", "edit-paper"]
+    tasks = dict.fromkeys(regress, "regress") | dict.fromkeys(edit, "edit") | {"adapt": "adapt"}
     classify = ["inr-cpu", "inr-cpu-probes", "inr-mlp", "inr-paper", "inr-paper-probes", "inr-probing"]
-    assert list_presets() == edit + regress + classify
+    assert list_presets() == ["adapt", *edit, *regress, *classify]
     for name in list_presets():
         config = load_config(name, ["zoo=somewhere"])
-        assert config.task == ("regress" if name in regress else "edit" if name in edit else "classify")
+        assert config.task == tasks.get(name, "classify")
         assert config.zoo == "somewhere" and config.out == str(Path("runs") / name)
         lines = preset_text(name).splitlines()
         assert all("#" in line for line in lines), name

@@ -1,4 +1,4 @@
-"""The images that a zoo's classifiers were trained and tested on, corrupted, and then prepared as the classifiers read them."""
+"""The images that a zoo's classifiers were trained and tested on, corrupted, and then prepared as they read them."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def adapt_images(zoo: Zoo) -> AdaptImages:
     recipe = recipe if isinstance(recipe, dict) else {}
     if name not in IMAGE_SOURCES or not {"side", "train_images", "test_images"} <= set(recipe):
         raise UserError(
-            f"{zoo.path} does not say which images its networks were trained on and how they were prepared: task=adapt needs a "
-            "zoo of classifiers made by `neural-graphs zoo make cnn` on images that `load_images` knows"
+            f"{zoo.path} does not say which images its networks were trained on and how they were prepared: task=adapt "
+            "needs a zoo of classifiers made by `neural-graphs zoo make cnn` on images that `load_images` knows"
         )
     train, test = (_load(name, split, os.environ.get("NEURAL_GRAPHS_DATA")) for split in ("train", "test"))
     seen, side = int(recipe["train_images"]), int(recipe["side"])
     if seen > len(train) or recipe["test_images"] > len(test):
         raise UserError(
-            f"{zoo.path} was made with {seen} and {recipe['test_images']} images of {name}; {train.source} and {test.source} "
-            f"have {len(train)} and {len(test)}"
+            f"{zoo.path} was made with {seen} and {recipe['test_images']} images of {name}; {train.source} and "
+            f"{test.source} have {len(train)} and {len(test)}"
         )
     x = _averaged(_pixels(train.images[:seen], train.max_value), side)  # and standardised as `prepare_images` does
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)

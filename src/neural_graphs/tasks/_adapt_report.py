@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.graph import GraphBatch, NeuralGraph
-from neural_graphs.tasks._adapt_images import CLEAN, ReadImages, adapt_images
+from neural_graphs.tasks._adapt_images import CLEAN, adapt_images
 from neural_graphs.tasks._adapter import Adapter, losses
 from neural_graphs.tasks._data import by_architecture
 from neural_graphs.zoo._store import ZooSplit

@@ -49,7 +49,7 @@ class Adapter(Editor):
 
     def read(self, code: Encoding, *conditions: Any) -> Tensor:
         """Logits ``[B, K, classes]`` of the adapted networks on images ``[K, c, h, w]``; ``conditions`` are the images and,
-        where there are several edits, ``style`` as in ``apply``."""
+        where there are several edits, ``style`` as in ``edited``."""
         return self.outputs_of(code, *conditions)
 
     def fit(self, train: ZooSplit, val: ZooSplit | None = None, **options: Any) -> Adapter:
@@ -75,7 +75,8 @@ class Adapter(Editor):
         """Raise ``UserError`` with one line when this model cannot edit networks like ``graph``."""
         if graph.spec.num_outputs != self.outputs:
             raise UserError(
-                f"this adapter edits classifiers of {self.outputs} classes, this network has {graph.spec.num_outputs} outputs"
+                f"this adapter edits classifiers of {self.outputs} classes, this network has {graph.spec.num_outputs} "
+                "outputs"
             )
         super().check_readable(graph)
 

@@ -100,9 +100,9 @@ class TrainConfig:
     """One training run.
 
     Args:
-        task: "classify", a class of every network; "regress", a number such as its test accuracy; "edit", changed weights of a
-            network that is an image, whose image is the edited one; or "adapt", changed weights of a classifier that was trained
-            on clean images, for corrupted ones.
+        task: "classify", a class of every network; "regress", a number such as its test accuracy; "edit", changed weights
+            of a network that is an image, whose image is the edited one; or "adapt", changed weights of a classifier that
+            was trained on clean images, for corrupted ones.
         zoo: folder of the zoo.
         out: run folder; empty: ``runs/<name of the configuration>``.
         label: column of the zoo's table that holds the class or the number.
