@@ -17,8 +17,8 @@ from neural_graphs.cli import main
 
 VERBS = [
     "quickstart", "graph", "check", "zoo", "zoo make", "zoo make inr", "zoo make cnn", "zoo import", "zoo info", "train",
-    "eval", "predict", "edit", "bench", "bench step", "bench fit", "bench inr", "bench bulk", "bench generalisation",
-    "bench trace", "bench tables",
+    "eval", "predict", "edit", "bench", "bench step", "bench fit", "bench render", "bench inr", "bench bulk",
+    "bench generalisation", "bench trace", "bench tables",
 ]  # fmt: skip
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -72,8 +72,8 @@ LESS = {
 # Too slow here: the quickstart runs in a small setting for all these tests, the benchmarks and `edit` in tests of their own.
 # `zoo` and `bench` show the example of one of their verbs.
 SLOW = (
-    "quickstart", "edit", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench bulk", "bench generalisation",
-    "bench trace",
+    "quickstart", "edit", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench render", "bench bulk",
+    "bench generalisation", "bench trace",
 )  # fmt: skip
 
 

@@ -136,6 +136,11 @@ ROW = {"method": "m", "variant": "", "metric": "speedup", "mean": 5.25, "std": 0
             {"networks": 9, "many": 50, "few": 5, "thread_count": 1},
         ),
         (
+            "bench render --networks 9 --side 7 --threads 2",
+            "rendering",
+            {"networks": 9, "side": 7, "thread_count": 2, "rounds": 7},
+        ),
+        (
             "bench inr z --seeds 1,2 --methods a,b x=1 --runs r y=2",
             "inr_classification",
             {"seeds": (1, 2), "methods": ["a", "b"], "runs": "r", "overrides": ["threads=1", "x=1", "y=2"]},

@@ -110,8 +110,8 @@ NOTES = {
     "fit": "Networks fitted together by batched matrix products, against one module and optimiser per network in turn.",
     "render": "All networks drawn at once by `graph.render`, by `NeuralGraph.run` (one batch of products, autograd keeps "
     "every value), and by one module after another at the number of threads, 1 or as many as the others have, at which "
-    "that is faster; in turn in one process. Forward alone, and with the gradient of a mean squared error with respect to all "
-    "parameters. `matmul share` counts the products of the task alone: what `graph.render` computes again in the backward "
+    "that is faster; in turn in one process. Forward alone, and with the gradient of a mean squared error with respect to "
+    "all parameters. `matmul share` counts the products of the task alone: what `graph.render` computes again in the backward "
     "pass, instead of keeping it, is work that does not count.",
     "trace": "The group that `trace` finds for each architecture, and the largest change of the network's output, relative "
     "to its largest entry, under random elements of it (three by default; to be at most 1e-10 in float64 and 1e-4 "

@@ -110,7 +110,7 @@ def bulk_work(targets: Tensor, steps: int, workers: int, seed: int) -> Callable[
     return work
 
 
-class _Siren(nn.Module):
+class Siren(nn.Module):
     """A SIREN as anyone would write it."""
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ def fit_one_by_one(targets: Tensor, steps: int, seed: int) -> dict[str, Tensor]:
     params = initial_parameters(STACK, "dws", seed, range(len(targets)))
     fitted: dict[str, list[Tensor]] = {name: [] for name in params}
     for index, target in enumerate(targets):
-        module = _Siren()
+        module = Siren()
         module.load_state_dict({name: value[index] for name, value in params.items()})
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
         for _ in range(steps):

@@ -144,7 +144,7 @@ def _accuracy_lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
         more = [f"{test['networks']} networks"] if "networks" in test else []
         for other, write in _BESIDE.items():
             beside = found.get((method, variant, other))
-            more += [write(beside["mean"])] if beside and metric == "test_mse" else []
+            more += [write(beside["mean"])] if beside else []
         more += [f"{test['steps']:,.0f} steps"] if "steps" in test else []
         more += [f"commit {test['commit']}"] if "commit" in test else []
         lines.append(
@@ -168,8 +168,11 @@ _BESIDE: Mapping[str, Callable[[float], str]] = {
     "test_psnr": lambda value: f"PSNR {value:.1f} dB",
     "test_ssim": lambda value: f"SSIM {value:.3f}",
     "seconds_per_network": lambda value: f"{1000 * value:.2f} ms per network",
+    "accuracy_gain": lambda value: f"{100 * value:+.1f} points against no edit",
+    "best_quarter_gain": lambda value: f"{100 * value:+.1f} in the best quarter",
+    "edited_clean_accuracy": lambda value: f"clean images {100 * value:.1f} %",
 }
-"""What is said of edited images beside their error."""
+"""What is said of edited networks beside their error or accuracy."""
 
 
 def _titled(name: str, facts: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -196,7 +199,7 @@ def _value(entry: Row) -> str:
         return f"{100 * mean:.1f} ± {100 * std:.1f} %" if spread else f"{100 * mean:.1f} %"
     if entry["metric"].endswith("mse"):
         return f"{100 * mean:.3f} ± {100 * std:.3f} x1e-2" if spread else f"{100 * mean:.3f} x1e-2"
-    if entry["metric"] == "speedup":
+    if entry["metric"].startswith("speedup"):
         low, high = min(entry["values"]), max(entry["values"])
         return f"{entry.get('median', mean):.1f}x" + (f" ({low:.1f} to {high:.1f})" if spread else "")
     return f"{_number(mean)} ± {_number(std)}" if spread else _number(mean)

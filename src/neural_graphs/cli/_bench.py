@@ -58,6 +58,17 @@ def add(verbs: Any) -> None:
         help="size of the zoo for the memory ratio (default: 10000)",
     )
 
+    render = add_verb(
+        inner,
+        "render",
+        "time rendering INRs in bulk, with and without gradients, against a loop over networks",
+        "neural-graphs bench render --out render.json",
+        _render,
+    )
+    add_speed(render, "results/render.json")
+    render.add_argument("--networks", type=positive, default=256, metavar="N", help="drawn at once (default: 256)")
+    render.add_argument("--side", type=positive, default=28, metavar="N", help="pixels (default: 28, for 28x28)")
+
     inr = add_verb(
         inner,
         "inr",
@@ -176,6 +187,22 @@ def _fit(options: argparse.Namespace) -> int:
         thread_count=options.threads or default_threads(),
         many=options.many,
         few=max(1, options.many // 10),
+        seed=options.seed,
+        command=options.command,
+    )
+    return show(rows, options)
+
+
+def _render(options: argparse.Namespace) -> int:
+    load("neural_graphs.bench")
+    from neural_graphs.bench import rendering
+
+    rows = rendering(
+        options.out,
+        networks=options.networks,
+        side=options.side,
+        rounds=options.rounds,
+        thread_count=options.threads or default_threads(),
         seed=options.seed,
         command=options.command,
     )
