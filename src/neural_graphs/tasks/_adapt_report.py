@@ -94,13 +94,13 @@ def measure(adapter: Adapter, x: Any, asked: Sequence[Asked], images: Mapping[st
             else:
                 style = torch.full((len(batch),), adapter.style_of(edit), device=device) if several else None
                 graphs, copies = adapter.edited(code, style), adapter.copies
-            found.append(batch.restore([_answered(graph, copies, images[corruption], answers) for graph in graphs]))
+            found.append(batch.restore([answered(graph, copies, images[corruption], answers) for graph in graphs]))
         return torch.stack(found, 1).cpu()
 
     return torch.cat(adapter.each_batch(each, x))
 
 
-def _answered(graph: NeuralGraph, copies: int, images: Tensor, answers: Tensor) -> Tensor:
+def answered(graph: NeuralGraph, copies: int, images: Tensor, answers: Tensor) -> Tensor:
     """Mean loss and accuracy ``[B, 2]`` of B networks, each the mean of ``copies`` (copy-major)."""
     count, (networks, step) = graph.batch_size // copies, AT_ONCE
     sums = torch.zeros(count, 2, dtype=torch.float64, device=graph.device)
