@@ -36,7 +36,7 @@ svg .grid{stroke:var(--line);stroke-width:1;fill:none}
 img.pixels{image-rendering:pixelated}
 .sheet figcaption{margin-top:4px}
 .sheet b{color:var(--ink)}.sheet .wrong b{color:var(--bad)}
-.gallery{display:grid;grid-template-columns:112px repeat(var(--images),minmax(88px,140px));gap:10px 14px;
+.gallery{display:grid;grid-template-columns:96px repeat(var(--images),minmax(52px,140px));gap:10px 12px;
 align-items:center;margin-top:12px;font-size:13px;line-height:1.35;color:var(--dim)}
 .gallery img{width:100%;display:block;border-radius:4px;border:1px solid var(--line)}.gallery b{color:var(--ink)}
 .scroll{overflow-x:auto}
