@@ -11,6 +11,7 @@ from torch import Tensor
 from neural_graphs.errors import UserError
 from neural_graphs.tasks._changes import STYLE, Changed
 from neural_graphs.tasks._config import TrainConfig
+from neural_graphs.tasks._edit_report import MOST_DB
 from neural_graphs.tasks._editor import Editor
 from neural_graphs.tasks._loop import Learner
 from neural_graphs.tasks._supervised import Supervised
@@ -51,7 +52,7 @@ class Editing(Supervised):
         style = self.style.cpu() if self.style is not None else 0
         error = (logits - self.wanted[style, labels.cpu()].to(logits.device)).square().flatten(1).mean(1)
         shown = error.detach()
-        return error.sum(), shown.sum(), (-10 * shown.clamp_min(1e-12).log10()).sum()
+        return error.sum(), shown.sum(), (-10 * shown.clamp_min(10 ** (-MOST_DB / 10)).log10()).sum()
 
     def validated(self, loader: Loader) -> dict[str, float]:
         device, editor = self.accelerator, self.editor
@@ -62,10 +63,11 @@ class Editing(Supervised):
                 images = editor.render(sample.batch, edit)
                 wanted = self.wanted_val[style, sample.positions]
                 sums[0, style] += (images - wanted).double().square().flatten(1).mean(1).sum()
-                sums[1, style] += torch.from_numpy(psnr(images.numpy(), wanted.numpy())).sum()
+                noise = psnr(images.numpy(), wanted.numpy())
+                sums[1, style] += float(np.minimum(noise, MOST_DB).sum())
             self.stop.check()
-        mse, noise = (device.reduce(sums.to(device.device), "sum").cpu() / len(loader.labels)).tolist()
-        found = {"loss": float(np.mean(mse)), "mse": float(np.mean(mse)), "psnr": float(np.mean(noise))}
+        mse, decibels = (device.reduce(sums.to(device.device), "sum").cpu() / len(loader.labels)).tolist()
+        found = {"loss": float(np.mean(mse)), "mse": float(np.mean(mse)), "psnr": float(np.mean(decibels))}
         if len(editor.edits) > 1:
             found |= {f"mse_{edit}": value for edit, value in zip(editor.edits, mse, strict=True)}
         return found
