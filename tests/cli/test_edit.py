@@ -115,7 +115,7 @@ WRONG = [
     ([RUN, EXAMPLE, "-o", "x.safetensors", "--size", "0"], "0 is not a positive number"),
     (["runs/two", EXAMPLE, "-o", "x.safetensors"], "dilate, blur: say which one is wanted"),
     (["runs/classifier", EXAMPLE, "-o", "x.safetensors"], "is a classifier, which edits nothing"),
-    (["runs/none", EXAMPLE, "-o", "x.safetensors"], "runs/none"),
+    (["runs/quickstart", EXAMPLE, "-o", "x.safetensors"], "no model"),
     ([RUN, "missing.pt", "-o", "x.pt"], "there is no file missing.pt"),
 ]
 

@@ -18,7 +18,7 @@ from neural_graphs.errors import RunError, UserError
 from neural_graphs.graph import Architecture, GraphBatch, NeuralGraph, Stack, render
 from neural_graphs.graph._files import PICKLES
 from neural_graphs.graph._rewrite import rewrite
-from neural_graphs.tasks._edit_picture import Panel, save_picture
+from neural_graphs.tasks._edit_picture import Panel, draw, save
 from neural_graphs.tasks._editor import Editor
 from neural_graphs.tasks._networks import SUFFIXES, Found, find, one_line, printable
 from neural_graphs.tasks._predict import Network, answer_all
@@ -123,16 +123,16 @@ class _Session:
         self, member: Network, before: NeuralGraph, after: NeuralGraph, drawn: tuple[np.ndarray, np.ndarray] | None
     ) -> dict[str, Any]:
         place = self.places[member.path]
-        target, panels = None, []
+        target = sheet = None
         if drawn is not None:
             _check_drawn(*drawn)
             target = _target(drawn[0], self.edit)
             if place.picture is not None:
-                panels = self._panels(before, after, drawn, target)
+                sheet = draw(self._panels(before, after, drawn, target))
         architecture = after.stack or member.architecture
         rewrite(member.path, place.out, *_as_in_file(member, architecture, after))
-        if place.picture is not None:
-            save_picture(place.picture, panels)
+        if sheet is not None and place.picture is not None:
+            save(sheet, place.picture)
         return {
             "out": printable(str(place.out)),
             "picture": printable(str(place.picture)) if place.picture else None,
@@ -180,10 +180,11 @@ def _singles(batch: GraphBatch) -> dict[int, NeuralGraph]:
 
 
 def _target(image: np.ndarray, edit: str) -> np.ndarray | None:
-    """What ``image`` [H, W, C] should become; None where this edit is not registered here (a user's, of another program)."""
+    """What ``image`` [H, W, C] should become; None of an edit that is not registered here (a user's, of another program) and
+    of colours that no edit is for."""
     from neural_graphs.zoo.edits import edit_images, list_edits
 
-    if edit not in list_edits():
+    if edit not in list_edits() or image.shape[2] not in (1, 3):
         return None
     return edit_images(np.clip(image, 0, 1)[None], edit)[0]
 
@@ -224,7 +225,7 @@ def _plan(
     files: Sequence[str | os.PathLike[str]], out: Path, picture: bool, force: bool
 ) -> tuple[list[Found], dict[str, Place]]:
     """The inputs, and the outputs by input; ``UserError`` for whatever must not be written."""
-    given = list(map(os.fspath, files))
+    given = [os.fspath(file) for file in files]
     found: list[tuple[Found, str]] = []  # with the name under ``out``
     seen: set[str] = set()
     for top in given:
@@ -289,6 +290,8 @@ def _check_places(places: dict[str, Place], inputs: Iterable[str], force: bool) 
                 raise UserError(f"{out} is the input {original}, which is never written to: give another place")
             if (other := taken.setdefault(os.path.abspath(out), path)) != path:
                 raise UserError(f"both {other} and {path} would become {out}: edit them one after the other")
+            if blocking := next((above for above in out.parents if above.exists() and not above.is_dir()), None):
+                raise UserError(f"{blocking} is a file, so {out} cannot be written: give another place")
             if out.is_dir():
                 raise UserError(f"{out} is a folder, where a file would be written: give another place")
             if os.path.lexists(out) and not force:

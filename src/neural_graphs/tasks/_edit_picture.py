@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from neural_graphs._io import atomic_write
 from neural_graphs.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PANEL = 256
 """Pixels that an image is magnified to, by a whole number."""
@@ -26,15 +30,14 @@ class Panel:
     image: np.ndarray
 
 
-def save_picture(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
-    """Write a PNG of images side by side, each under its title and over its detail.
+def draw(panels: Sequence[Panel]) -> Image.Image:
+    """Images side by side, each under its title and over its detail.
 
     Small images are magnified so that every pixel becomes a square, those smaller than the largest to its size; values are
-    clipped to [0, 1]. The same images give the same bytes.
+    clipped to [0, 1].
 
     Raises:
         UserError: images of colours that are neither grey nor red, green and blue.
-        RunError: the file cannot be written.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -63,6 +66,11 @@ def save_picture(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
         draw.rectangle((corner[0] - 1, corner[1] - 1, corner[0] + tile.width, corner[1] + tile.height), outline=_LINE)
         draw.text((middle, top + height + line // 3), panel.detail, _DIM, small, anchor="ma")
         left += width + gap
+    return sheet
+
+
+def save(sheet: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a PNG, the same bytes for the same picture. Raises ``RunError`` when it cannot be written."""
     with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")
 
