@@ -256,6 +256,7 @@ def test_report_by_quarters(digits: Zoo) -> None:
     assert sum(q["n"] for q in quarters) == len(digits.test) and len(quarters) == 4
     clean = [q["clean_accuracy"] for q in quarters]
     assert clean == sorted(clean, reverse=True)
+    assert found["per_edit"]["blur"]["best_quarter_gain"] == quarters[0]["gain"]
     for key in ("accuracy", "gain", "clean_accuracy"):
         mean = sum(q["n"] * q[key] for q in quarters) / len(digits.test)
         assert found[key] == pytest.approx(mean)

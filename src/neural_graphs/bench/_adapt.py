@@ -55,9 +55,9 @@ def adaptation(
 
     Metrics for each corruption, on corrupted test images: ``test_accuracy``; ``accuracy_gain``, that less the accuracy
     without edit; ``best_quarter_gain``, the same of the networks that are best on clean images; ``edited_clean_accuracy``,
-    of the adapted networks on clean images. Beside them ``no edit`` on the same images and on clean ones, and ``scales``: one
-    factor for every tensor and non-linearity, learned as the adapters are and the same for all networks. Other arguments and
-    errors as those of ``encoder_ablation``.
+    of the adapted networks on clean images. Beside them ``no edit`` on the same images and on clean ones, and ``scales``:
+    one factor for every tensor and non-linearity, learned as the adapters are and the same for all networks. Other arguments
+    and errors as those of ``encoder_ablation``.
     """
     loaded = Zoo.load(zoo)
     adapt_images(loaded)  # refused before anything is trained
@@ -85,7 +85,7 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]], corruptions: Sequ
     about = about_runs(finished, metrics)
     rows = [row(method.name, "val_accuracy", [m["val_accuracy"] for m in metrics], method.variant, **about)]
     for name in corruptions:
-        reports = [_report(config, name) for config in finished]
+        reports = [_report(config, found[config.out], name) for config in finished]
         rows += _figures(method.name, ", ".join((method.variant, name)), reports, part=name, **about)
     return [*rows, _on_clean_images(reports)]
 
@@ -106,16 +106,17 @@ def _on_clean_images(reports: Sequence[Mapping[str, Any]]) -> Row:
     return row(NO_EDIT, "test_accuracy", reports[0]["clean_accuracy"], "clean images", part="clean")
 
 
-def _report(config: TrainConfig, corruption: str) -> dict[str, float]:
-    """Figures of a finished run on test networks and one corruption, which it need not be trained on; kept beside it."""
+def _report(config: TrainConfig, metrics: Mapping[str, Any], corruption: str) -> dict[str, float]:
+    """Figures of a finished run on test networks and one corruption: its own ``metrics`` where it was trained on that, else
+    measured, and kept beside the run."""
+    if corruption in metrics["per_edit"]:
+        return dict(metrics["per_edit"][corruption])
     file = Path(config.out) / f"report-{corruption}.json"
     if not file.is_file():
         split = having(Zoo.load(config.zoo).test, config.where)
         with threads(config.threads):
             found = adapt_report(Adapter.from_pretrained(config.out), split, [corruption])
-        best = found["per_quarter"][QUARTERS[0]]["gain"]
-        kept = {key: value for key, value in found.items() if isinstance(value, float)}
-        write_json(file, kept | {"best_quarter_gain": best})
+        write_json(file, found["per_edit"][corruption])
     return dict(read_json(file))
 
 

@@ -37,8 +37,9 @@ def adapt_report(
 
     Returns ``accuracy`` and ``loss``, means over networks, images and corruptions; of the same networks without edit
     ``no_edit_accuracy`` on the same images and ``clean_accuracy`` on clean ones; ``edited_clean_accuracy``, of the adapted
-    networks on clean images; ``gain``, ``accuracy`` less ``no_edit_accuracy``. The same in ``per_edit`` for each corruption,
-    in ``per_architecture``, and in ``per_quarter`` for the networks sorted by their clean accuracy, with ``n`` each.
+    networks on clean images; ``gain``, ``accuracy`` less ``no_edit_accuracy``. The same in ``per_edit`` for each corruption
+    (with ``best_quarter_gain``), in ``per_architecture``, and in ``per_quarter`` for the networks sorted by their clean
+    accuracy, with ``n`` each.
 
     Raises:
         UserError: the images are not at hand; networks that the adapter cannot edit; a corruption that it was not trained
@@ -72,7 +73,10 @@ def adapt_report(
     quarters = {name: rank * len(QUARTERS) // len(split) == k for k, name in enumerate(QUARTERS)}
     return {
         **figures(whole),
-        "per_edit": {name: figures(whole, [k]) for k, name in enumerate(names)},
+        "per_edit": {
+            name: {**figures(whole, [k]), "best_quarter_gain": figures(quarters[QUARTERS[0]], [k])["gain"]}
+            for k, name in enumerate(names)
+        },
         "per_architecture": by_architecture(split, figures, adapter.architectures),
         "per_quarter": {name: {**figures(mask), "n": int(mask.sum())} for name, mask in quarters.items() if mask.any()},
         "images": len(images),
