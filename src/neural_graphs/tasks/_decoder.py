@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
-from neural_graphs.graph import Architecture, GraphBatch, render
+from neural_graphs.graph import Architecture, GraphBatch, pixel_grid, render
 from neural_graphs.tasks._changes import DECODER, seed_of
 from neural_graphs.tasks._data import subset
 from neural_graphs.tasks._model import GraphModel
@@ -34,11 +34,12 @@ class Decoder(nn.Module):
         super().__init__()
         self.side = side
         self.mlp = nn.Sequential(nn.Linear(code, hidden), nn.ReLU(), nn.Linear(hidden, side * side * outputs))
+        self.grid: Tensor
         self.mean: Tensor
         self.scale: Tensor
+        self.register_buffer("grid", pixel_grid(side, side))  # where images are drawn: runs that go on hold it
         self.register_buffer("mean", torch.zeros(side * side * outputs))
         self.register_buffer("scale", torch.ones(()))
-        self.register_load_state_dict_pre_hook(_without_grid)
 
     def forward(self, code: Tensor) -> Tensor:
         return self.mlp(code)
@@ -52,18 +53,13 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def measure(self, batches: Iterable[GraphBatch]) -> None:
         """Take mean and scale from these networks."""
-        images = torch.cat([self._render(batch.to(self.mean.device)) for batch in batches]).double()
+        images = torch.cat([self._render(batch.to(self.grid.device)) for batch in batches]).double()
         self.mean.copy_(images.mean(0))
         variance = float((images - images.mean(0)).square().mean())
         self.scale.fill_(variance**0.5 if variance > 1e-12 else 1.0)
 
     def _render(self, batch: GraphBatch) -> Tensor:
         return render(batch, self.side, self.side).flatten(1)
-
-
-def _without_grid(_: nn.Module, state_dict: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """Runs that began with an earlier version hold the coordinates of the pixels."""
-    state_dict.pop(f"{prefix}grid", None)
 
 
 def create_decoder(model: Model, train: ZooSplit, config: TrainConfig) -> Decoder:
