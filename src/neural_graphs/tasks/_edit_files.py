@@ -215,7 +215,7 @@ def _as_in_file(
 
 
 def _size(image: np.ndarray) -> str:
-    return f"{image.shape[0]} × {image.shape[1]}"
+    return f"{image.shape[0]} x {image.shape[1]}"
 
 
 # -- where everything goes --------------------------------------------------------------------------------------------
