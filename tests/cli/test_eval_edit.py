@@ -73,3 +73,8 @@ def test_a_page_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[
     (run / "blocked").write_text("")
     assert main(["eval", str(run), "--report", str(run / "blocked" / "page.html"), "--threads", "1"]) == 1
     assert re.fullmatch(r"error: .*page\.html.*\n", capsys.readouterr().err)
+
+
+def test_an_editor_predicts_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(run / "run"), str(run / "zoo")]) == 2
+    assert "is an editor, which predicts nothing of a network: use `neural-graphs edit`" in capsys.readouterr().err

@@ -65,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.run_dir)
     if isinstance(model, Regressor):
         results = rank(model, options.files, activation=options.activation, quiet=False)
-    elif not isinstance(model, Classifier) or options.csv:
+    elif not isinstance(model, Classifier):
+        raise UserError(f"{options.run_dir} is an {model.noun}, which predicts nothing of a network: use `neural-graphs edit`")
+    elif options.csv:
         raise UserError(f"{options.run_dir} is a classifier, which ranks nothing for a CSV: use --json")
     else:
         results = predict(model, options.files, activation=options.activation, quiet=False)
