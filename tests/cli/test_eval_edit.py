@@ -76,5 +76,5 @@ def test_a_page_that_cannot_be_written(run: Path, capsys: pytest.CaptureFixture[
 
 
 def test_an_editor_predicts_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["predict", str(run / "run"), str(run / "zoo")]) == 2
+    assert main(["predict", str(run), str(run.parent / "zoo")]) == 2
     assert "is an editor, which predicts nothing of a network: use `neural-graphs edit`" in capsys.readouterr().err
