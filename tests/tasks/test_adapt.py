@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import neural_graphs as ng
+from neural_graphs.cli import main
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Activation, GraphBatch, Layer, Stack
 from neural_graphs.tasks import Adapter, OptimConfig, TrainConfig, evaluate, load_config, load_model, train
@@ -177,6 +178,16 @@ def test_run(digits: Zoo, run: tuple[Path, ng.tasks.TrainResult]) -> None:
     found = evaluate(out)
     assert found["task"] == "adapt" and found["accuracy"] == pytest.approx(metrics["test_accuracy"])
     assert isinstance(load_model(out), Adapter)
+
+
+def test_eval_prints_accuracies(run: tuple[Path, ng.tasks.TrainResult], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run[0]), "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    for name, figures in run[1].metrics["per_edit"].items():
+        line = next(line for line in printed.splitlines() if line.startswith(name))
+        assert f"{figures['accuracy']:.2%}" in line and f"{figures['no_edit_accuracy']:.2%}" in line
+    assert main(["eval", str(run[0]), "--threads", "1", "--report", "page.html"]) == 2
+    assert "no page of adapters" in capsys.readouterr().err
 
 
 def test_training_learns_the_corruption(digits: Zoo) -> None:

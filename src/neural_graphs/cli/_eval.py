@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, print_table, use_threads
-from neural_graphs.errors import RunError
+from neural_graphs.errors import RunError, UserError
 
 PER_NETWORK = ("network", "true", "predicted", "lower", "upper", "novelty", "architectures", "gallery")
 MOST_LINES = 12  # of the table of architectures
@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
 def _write_page(found: dict[str, Any], options: argparse.Namespace) -> str | None:
     from neural_graphs.explore import save_evaluation
 
+    if options.report and found["task"] == "adapt":
+        raise UserError("there is no page of adapters yet: leave out --report")
     if not options.report and found["task"] not in ("regress", "edit"):
         return None
     path = options.report or str(Path(options.run_dir) / "report.html")
