@@ -77,7 +77,8 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(draw, parameters)
 
 
-def test_no_network_depends_on_those_beside_it() -> None:
+def test_no_network_depends_on_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rendering, "NATIVE", 1 << 60)
     graph = networks(STACKS["siren"], 50, dtype=torch.float32)
     alone = torch.cat([render(graph[b], 28, 28) for b in (0, 17, 49)])
     torch.testing.assert_close(render(graph, 28, 28)[[0, 17, 49]], alone, rtol=1e-5, atol=1e-5)
@@ -95,6 +96,7 @@ def test_single_precision_is_close_to_double() -> None:
 def test_fused_is_eager(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, parameters = learning(networks(STACKS[name], 5, dtype=torch.float32))
     drawn = []
+    monkeypatch.setattr(_rendering, "NATIVE_WITH_GRADIENT", 1 << 60)
     for fused in (False, True):
         monkeypatch.setattr(_rendering, "FUSED_WITH_GRADIENT", 0 if fused else 1 << 60)
         images = render(graph, 11, 10)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neural_graphs.graph import Activation, Layer, Stack
+from neural_graphs.graph import Activation, Layer, Stack, _native
 from neural_graphs.zoo import _training_step as compiled
 from neural_graphs.zoo._bulk import Course, Hyper, Run, TrainingImages, per_network, train_chunk
 from neural_graphs.zoo._classifier_recipes import initial_stack, small_cnn
@@ -175,7 +175,6 @@ def test_without_a_compiler_nothing_is_taken(monkeypatch: pytest.MonkeyPatch, tm
     broken.chmod(0o755)
     for name in ("no-such-compiler", str(broken)):
         monkeypatch.setenv("CXX", name)
-        function = compiled._compiled.__wrapped__()
-        assert function is None
-        monkeypatch.setattr(compiled, "_function", lambda found=function: found)
+        monkeypatch.setattr(_native, "compiled", _native.compile_function)
+        assert compiled._function() is None
         assert not _takes(small_cnn("relu", 1, 3))

@@ -10,14 +10,20 @@ from neural_graphs.errors import UserError
 from neural_graphs.graph._batch import GraphBatch
 from neural_graphs.graph._drawing import CACHE_BYTES, can_draw, draw
 from neural_graphs.graph._graph import NeuralGraph
+from neural_graphs.graph._image_kernel import can_draw_natively, draw_natively
 from neural_graphs.graph._responses import recorded_shapes
 
 DRAWN = (torch.float32, torch.float64)
 DEVICE_BYTES = 2**30  # values of the networks that an accelerator runs together
+NATIVE = 2_000_000
+"""So many evaluations of activations in one call are worth the second that compiling the kernel for them takes;"""
+NATIVE_WITH_GRADIENT = 200_000
+"""fewer where a gradient is asked for: where there is one such call, there are thousands. Fewer are drawn by torch's own
+functions, which round differently."""
 FUSED = 5_000_000_000
-"""So many evaluations of activations in one call are worth the seconds that compiling takes ..."""
+"""So many are worth the seconds that fusing kernels takes, for networks that the compiled one is not for;"""
 FUSED_WITH_GRADIENT = 1_000_000
-"""... and so many where a gradient is asked for: where there is one such call, there are thousands."""
+"""again fewer with a gradient."""
 
 
 def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -75,8 +81,11 @@ def _values(graph: NeuralGraph, height: int, width: int) -> Tensor:
             return _run(graph, pixel_grid(height, width, graph.dtype).to(graph.device))
         evaluations = len(graph) * len(rows) * len(columns) * sum(stack.widths[1:-1])
         learns = torch.is_grad_enabled() and any(value.requires_grad for value in params.values())
-        fused = evaluations >= (FUSED_WITH_GRADIENT if learns else FUSED)
-        values = draw(stack, params, columns, rows, fused and graph.dtype == torch.float32).transpose(1, 2)
+        if evaluations >= (NATIVE_WITH_GRADIENT if learns else NATIVE) and can_draw_natively(stack, graph.dtype):
+            values = draw_natively(stack, params, columns, rows).transpose(1, 2)
+        else:
+            fused = evaluations >= (FUSED_WITH_GRADIENT if learns else FUSED) and graph.dtype == torch.float32
+            values = draw(stack, params, columns, rows, fused).transpose(1, 2)
         return values + stack.shift if stack.shift else values
 
 

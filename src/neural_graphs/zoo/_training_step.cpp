@@ -7,60 +7,16 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <new>
 #include <vector>
+
+#include "../graph/_vectors.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, ROW = 16;
-#elif defined(__AVX__)
-constexpr int LANES = 8, ROW = 8;
-#else
-constexpr int LANES = 4, ROW = 8;
-#endif
 // Sums in registers at a time: of ROW entries of a kernel's row for its gradient, of TOGETHER positions else.
-constexpr int TOGETHER = 8;
+constexpr int ROW = LANES == 16 ? 16 : 8, TOGETHER = 8;
 constexpr int BLOCK = 8;  // images at a time
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), aligned(4)));
-
-inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
-inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
-inline vec all(float value) { return vec{} + value; }
-
-// Within 1e-7, of small values too; the polynomials are Cephes' (tanhf, expf). NaN stays NaN.
-inline vec hyperbolic_tangent(vec z) {
-  const vec s = z * z;
-  vec small = all(-5.70498872745e-3f);
-  for (float c : {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f}) small = small * s + c;
-  small = z + z * s * small;
-  vec y = z < 0.0f ? -2 * z : 2 * z;
-  y = y > 20.0f ? all(20.0f) : y;
-  const vec shifted = y * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the whole number stands in the lowest bits
-  const vec whole = shifted - 12582912.0f;
-  const vec r = (y - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  vec power = all(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1.0f, 1.0f})
-    power = power * r + c;
-  power = (vec)((bits)power + ((bits)shifted << 23));  // times 2^whole
-  const vec large = 1 - 2 / (power + 1);
-  return y < 1.25f ? small : z < 0.0f ? -large : large;
-}
-
-class Buffer {  // starts at a cache line
- public:
-  explicit Buffer(size_t count) : data_(static_cast<float*>(operator new(4 * count, std::align_val_t(64)))) {}
-  Buffer(Buffer&& other) noexcept : data_(other.data_) { other.data_ = nullptr; }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { operator delete(data_, std::align_val_t(64)); }
-  operator float*() const { return data_; }
-
- private:
-  float* data_;
-};
 
 struct Shape {  // of a convolution, as it is handed over
   int32_t inputs, outputs, kernel_rows, kernel_columns, stride, in_rows, in_columns, rows, columns;

@@ -7,13 +7,7 @@ for other networks, ``_grouped.py`` computes the same.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
-import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,39 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neural_graphs.graph._native import native_function
+
 if TYPE_CHECKING:
     from neural_graphs.graph import Stack
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 _LANES = 16  # of the longest vectors that the source is compiled to
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fno-math-errno", "-w")
-
-
-_lock = threading.Lock()
+_ARGUMENTS = (*[ctypes.c_int] * 4, *[ctypes.c_void_p] * 10)
 
 
 def _function() -> Any:
-    with _lock:  # `cache` would let two threads compile it
-        return _compiled()
-
-
-@cache
-def _compiled() -> Any:
     """The function of the source, or None without a compiler that takes it."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++")
-    if compiler is None:
-        return None
-    try:
-        # Nothing is kept: a file in a home folder may be read by a machine with another processor.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            library = Path(folder, "training_step.so")
-            subprocess.run([compiler, *_FLAGS, "-o", library, _SOURCE], check=True, capture_output=True)
-            function = ctypes.CDLL(os.fspath(library)).training_step
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    function.restype = None
-    function.argtypes = [ctypes.c_int] * 4 + [ctypes.c_void_p] * 10
-    return function
+    return native_function(_SOURCE, "training_step", _ARGUMENTS)
 
 
 class TrainingStep:
