@@ -54,7 +54,9 @@ def test_order_and_repeats_follow_the_split(digits: Zoo) -> None:
     whole = edit_targets(split, ["noise"])
     chosen = [5, 0, 5, 3]
     assert torch.equal(edit_targets(split.select(chosen), ["noise"]), whole[:, chosen])
-    alone = np.unique(split.column("image"), return_index=True)[1][::-1].tolist()  # every image once, the last one first
+    alone = np.unique(split.column("image"), return_index=True)[1][
+        ::-1
+    ].tolist()  # every image once, the last one first
     assert len(alone) > 2
     assert torch.equal(edit_targets(split.select(alone), ["noise"]), whole[:, alone])
 

@@ -66,7 +66,9 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(model, Regressor):
         results = rank(model, options.files, activation=options.activation, quiet=False)
     elif not isinstance(model, Classifier):
-        raise UserError(f"{options.run_dir} is an {model.noun}, which predicts nothing of a network: use `neural-graphs edit`")
+        raise UserError(
+            f"{options.run_dir} is an {model.noun}, which predicts nothing of a network: use `neural-graphs edit`"
+        )
     elif options.csv:
         raise UserError(f"{options.run_dir} is a classifier, which ranks nothing for a CSV: use --json")
     else:

@@ -22,8 +22,8 @@ CACHE_BYTES = 2 << 30
 class Sample(NamedTuple):
     """``batch`` and ``labels`` ``[B]`` of the networks at ``positions`` (int64 ``[B]``) of the split.
 
-    Labels are int64 or, where the loader has ``bounds``, float32; those of a loader without label are ``positions``. ``total`` counts the batch's networks over all processes;
-    it is B where there is one.
+    Labels are int64 or, where the loader has ``bounds``, float32; those of a loader without label are ``positions``.
+    ``total`` counts the batch's networks over all processes; it is B where there is one.
     """
 
     batch: GraphBatch
