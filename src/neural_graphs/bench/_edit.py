@@ -13,6 +13,7 @@ from neural_graphs._io import read_json, write_json
 from neural_graphs.bench._ablation import GNN, TRANSFORMER, Entry, configured, select
 from neural_graphs.bench._classification import Method, about_runs, run_methods
 from neural_graphs.bench._results import Row, row
+from neural_graphs.errors import UserError
 from neural_graphs.tasks import Editor, TrainConfig, evaluate, load_config
 from neural_graphs.tasks._targets import edit_targets
 from neural_graphs.zoo import Zoo, ZooSplit
@@ -105,9 +106,20 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]], transfer: Sequenc
     rows.append(row("no edit", "test_mse", reports[0]["finer"]["no_edit"], finer))
     for other in transfer:
         name = Path(other).name
+        if not _readable(finished[0], other):
+            continue
         theirs = [_report(config, other) for config in finished]
         rows += _quality(method, theirs, name, about) + _references(theirs, name)
     return rows
+
+
+def _readable(config: TrainConfig, zoo: str | os.PathLike[str]) -> bool:
+    """Whether a finished run's editor can edit the networks of another zoo: the MLP reads one architecture alone."""
+    try:
+        Editor.from_pretrained(config.out).check_readable(Zoo.load(zoo).test.batch([0]).buckets[0])
+    except UserError:
+        return False
+    return True
 
 
 def _quality(method: Method, reports: Sequence[dict[str, Any]], part: str, about: Mapping[str, Any]) -> list[Row]:
