@@ -64,6 +64,9 @@ def test_rows(zoos: tuple[Zoo, Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyP
     deeper = rows["ng-gnn", "probes=0, deeper", "test_mse"]
     assert deeper["networks"] == 6 and deeper["values"][0] == pytest.approx(model.score(other.test), rel=1e-4)  # type: ignore[index]
     assert ("no edit", "deeper", "test_mse") in rows
+    editing(zoo.path, ["mlp"], (0,), overrides=SETTINGS, transfer=[other.path], **where)  # type: ignore[arg-type]
+    flat = [row["variant"] for row in read_results(where["out"])["rows"] if row["method"] == "mlp"]
+    assert flat and "deeper" not in flat  # it cannot read them
     page = tables("results")
     assert "Editing MNIST INRs" in page and "x1e-2" in page and "ms per network" in page
 
