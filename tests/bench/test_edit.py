@@ -36,6 +36,7 @@ def test_rows(zoos: tuple[Zoo, Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyP
     def again(transfer: tuple[Path, ...]) -> dict[tuple[str, str, str], dict[str, float]]:
         editing(zoo.path, ["ng-gnn"], (0, 1), overrides=SETTINGS, transfer=transfer, **where)  # type: ignore[arg-type]
         rows = read_results(where["out"])["rows"]
+        assert len({(row["method"], row["variant"], row["metric"]) for row in rows}) == len(rows)
         return {(row["method"], row["variant"], row["metric"]): row for row in rows}
 
     rows = again(())
@@ -64,7 +65,9 @@ def test_rows(zoos: tuple[Zoo, Zoo], tmp_path: Path, monkeypatch: pytest.MonkeyP
     deeper = rows["ng-gnn", "probes=0, deeper", "test_mse"]
     assert deeper["networks"] == 6 and deeper["values"][0] == pytest.approx(model.score(other.test), rel=1e-4)  # type: ignore[index]
     assert ("no edit", "deeper", "test_mse") in rows
-    editing(zoo.path, ["mlp"], (0,), overrides=SETTINGS, transfer=[other.path], **where)  # type: ignore[arg-type]
+    both = ["mlp", "ng-gnn"]
+    editing(zoo.path, both, (0,), overrides=SETTINGS, transfer=[other.path], **where)  # type: ignore[arg-type]
+    assert sum(r["method"] == "no edit" and not r["variant"] for r in read_results(where["out"])["rows"]) == 3
     flat = [row["variant"] for row in read_results(where["out"])["rows"] if row["method"] == "mlp"]
     assert flat and "deeper" not in flat  # it cannot read them
     page = tables("results")

@@ -91,6 +91,9 @@ def run_methods(
 
     def write() -> list[Row]:
         rows = [entry for method in methods for entry in rows_of(method, found)] + list(further)
+        rows = list(
+            {(r["method"], r["variant"], r["metric"]): r for r in rows}.values()
+        )  # references come with every method
         if rows:
             config = configs[0]
             write_results(
