@@ -107,7 +107,9 @@ def test_accelerate_changes_nothing(zoo: Zoo, tmp_path: Path, config: Any) -> No
                 step += 1
     saved = load_file(tmp_path / "run" / "last" / "state.safetensors")
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(saved[f"model.{name}"], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            saved[f"model.{name}"], value, rtol=1e-4, atol=1e-5
+        )  # sums of other numbers of threads
 
 
 def test_torch_threads_are_given_back(zoo: Zoo, tmp_path: Path, config: Any) -> None:
