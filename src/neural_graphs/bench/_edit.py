@@ -103,7 +103,7 @@ def _rows(method: Method, found: Mapping[str, dict[str, Any]], transfer: Sequenc
                 rows.append(row("refit", "test_mse", _mean(fitted, "mse"), what, networks=fitted[0]["n"], **about_it))
     finer = f"rendered {FINER} times finer"
     rows.append(_finer_row(method, [r["finer"] for r in reports], finer, about))
-    rows.append(row("no edit", "test_mse", reports[0]["finer"]["no_edit"], finer))
+    rows.append(row("no edit", "test_mse", reports[0]["finer"]["no_edit"], finer, part=finer))
     for other in transfer:
         name = Path(other).name
         if not _readable(finished[0], other):
@@ -134,7 +134,7 @@ def _quality(method: Method, reports: Sequence[dict[str, Any]], part: str, about
 
 def _references(reports: Sequence[dict[str, Any]], part: str) -> list[Row]:
     left = [entry["no_edit"] for entry in reports[0]["per_edit"].values()]
-    return [row("no edit", f"test_{key}", _mean(left, key), part) for key in ("mse", "psnr", "ssim")]
+    return [row("no edit", f"test_{key}", _mean(left, key), part, part=part) for key in ("mse", "psnr", "ssim")]
 
 
 def _finer_row(method: Method, finer: Sequence[dict[str, Any]], part: str, about: Mapping[str, Any]) -> Row:
