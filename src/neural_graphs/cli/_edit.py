@@ -8,6 +8,7 @@ from typing import Any
 
 from neural_graphs.cli._parser import (
     add_json,
+    add_model,
     add_threads,
     add_verb,
     load,
@@ -32,11 +33,7 @@ def add(verbs: Any) -> None:
         "network draws) and after, with mean squared errors to the target. The input files are only read.\n"
         "A file that cannot be edited is reported and the others are edited all the same; the exit code is then 2.",
     )
-    parser.add_argument(
-        "run_dir",
-        metavar="RUN",
-        help="folder of a training run or of a saved model, or hf:OWNER/NAME of a model on the Hugging Face Hub",
-    )
+    add_model(parser)
     parser.add_argument(
         "files",
         metavar="CKPT",

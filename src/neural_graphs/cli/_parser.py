@@ -49,6 +49,14 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
 
 
+def add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "run_dir",
+        metavar="RUN",
+        help="folder of a training run or of a saved model, or hf:OWNER/NAME of a model on the Hugging Face Hub",
+    )
+
+
 def add_threads(parser: Parser) -> None:
     parser.add_argument(
         "--threads",

@@ -7,7 +7,7 @@ import csv
 import sys
 from typing import Any
 
-from neural_graphs.cli._parser import add_threads, add_verb, load, print_json, print_table, use_threads
+from neural_graphs.cli._parser import add_model, add_threads, add_verb, load, print_json, print_table, use_threads
 from neural_graphs.errors import UserError
 
 COLUMNS = (
@@ -37,11 +37,7 @@ def add(verbs: Any) -> None:
         "holds nine of ten true values, and says which are unlike those it was trained on.\n"
         "A file that cannot be read is reported and the others are judged all the same; the exit code is then 2.",
     )
-    parser.add_argument(
-        "run_dir",
-        metavar="RUN",
-        help="folder of a training run or of a saved model, or hf:OWNER/NAME of a model on the Hugging Face Hub",
-    )
+    add_model(parser)
     parser.add_argument(
         "files",
         metavar="DIR|FILE",

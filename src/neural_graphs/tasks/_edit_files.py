@@ -77,7 +77,7 @@ def edit_files(
         RunError: an output cannot be written; those before it are complete.
     """
     editor = model if isinstance(model, Editor) else Editor.from_pretrained(model)
-    name = editor.edits[editor._checked(edit, strength)]
+    name = editor.edits[editor.check_edit(edit, strength)]
     picture = picture and editor.size is not None
     if size is not None and not 1 <= size <= LARGEST:
         raise UserError(f"size {size} is out of range: images of 1 to {LARGEST} pixels along one side are drawn")

@@ -162,7 +162,7 @@ class Editor(Model):
         Raises:
             UserError: an edit it was not trained on, a strength out of range, networks that it cannot edit.
         """
-        style = self._checked(edit, strength)
+        style = self.check_edit(edit, strength)
 
         def answer(batch: GraphBatch) -> GraphBatch:
             for graph in batch.buckets:
@@ -186,7 +186,7 @@ class Editor(Model):
 
         Arguments and errors as those of ``edit``.
         """
-        style = self._checked(edit, strength)
+        style = self.check_edit(edit, strength)
         own = self._size()
         size = (height or own[0], width or own[1])
         return self.evaluated(lambda batch: self._draw(self.code(batch), *size, self._all(style, batch), strength), x)
@@ -199,7 +199,8 @@ class Editor(Model):
         wanted = edit_targets(split, [name], targets)[0]
         return float((self.render(split, name) - wanted).double().square().mean())
 
-    def _checked(self, edit: str | None, strength: float) -> int:
+    def check_edit(self, edit: str | None, strength: float) -> int:
+        """The number of an edit. Raises ``UserError`` for one it was not trained on, and a strength outside 0 to 1."""
         if not 0 <= strength <= 1:
             raise UserError(f"the strength of an edit is from 0 to 1, not {strength}")
         return self.style_of(edit)
