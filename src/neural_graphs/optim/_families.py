@@ -132,7 +132,7 @@ def cnn(
     padding: int = 1,
     first_padding: int | None = None,
 ) -> Stack:
-    """Convolutions of 3x3, of which only the first may stride, the average over positions, and a linear layer to 10 classes."""
+    """Convolutions of 3x3, of which only the first may stride, the mean over positions, and a linear layer to 10 classes."""
     kind = Activation.parse(activation)
     layers, read = [], inputs
     for number, written in enumerate(channels):
