@@ -22,10 +22,11 @@ ARROWS = {
     "nn": {"graph"},
     "zoo": {"graph"},
     "tasks": {"graph", "nn", "zoo"},
-    "explore": {"graph", "nn", "zoo", "tasks"},
-    "testing": {"graph", "nn", "zoo", "tasks"},
-    "bench": {"graph", "nn", "zoo", "tasks", "explore", "testing"},
-    "cli": {"graph", "nn", "zoo", "tasks", "explore", "testing", "bench"},
+    "optim": {"graph", "nn", "zoo"},
+    "explore": {"graph", "nn", "zoo", "tasks", "optim"},
+    "testing": {"graph", "nn", "zoo", "tasks", "optim"},
+    "bench": {"graph", "nn", "zoo", "tasks", "optim", "explore", "testing"},
+    "cli": {"graph", "nn", "zoo", "tasks", "optim", "explore", "testing", "bench"},
     "__main__": {"cli"},
 } | {leaf: set() for leaf in LEAVES}
 

@@ -1,0 +1,31 @@
+"""Learning to optimise and to forecast training: optimizers that read a network as a graph. Names resolve on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neural_graphs.optim._rule import UpdateRule as UpdateRule
+    from neural_graphs.optim._rule import create_rule as create_rule
+    from neural_graphs.optim._rule import list_rules as list_rules
+    from neural_graphs.optim._wiring import Wiring as Wiring
+
+_NAMES = {
+    "UpdateRule": "_rule",
+    "Wiring": "_wiring",
+    "create_rule": "_rule",
+    "list_rules": "_rule",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(_NAMES)
