@@ -228,9 +228,9 @@ def _grid(optimizer: str, rates: Sequence[float], decays: Sequence[float] = (0.0
 
 GRIDS: dict[str, tuple[Setting, ...]] = {
     "sgd": _grid("sgd", (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0)),
-    "adam": _grid("adam", (1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2, 3e-2, 5e-2)),
-    "adamw": _grid("adamw", (3e-3, 6e-3, 1.2e-2, 2e-2, 4e-2), (1e-2, 1e-1)),
-    "nadamw": _grid("nadamw", (3e-3, 6e-3, 1.2e-2, 2e-2, 4e-2), (0.0, 1e-1)),
+    "adam": _grid("adam", (1e-3, 2e-3, 3e-3, 5e-3, 8e-3, 1.2e-2, 2e-2, 3e-2, 5e-2, 8e-2)),
+    "adamw": _grid("adamw", (5e-3, 1e-2, 2e-2, 4e-2, 8e-2), (1e-2, 1e-1)),
+    "nadamw": _grid("nadamw", (5e-3, 1e-2, 2e-2, 4e-2, 8e-2), (0.0, 1e-1)),
     "muon": _grid("muon", (2e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2, 0.15, 0.3)),
 }
 """What each baseline is tuned over: learning rates x schedules x weight decays, 24 to 30 settings."""

@@ -67,6 +67,11 @@ class InnerTask:
         return images(self.data, self.side, self.device)
 
     @property
+    def takes_own_batches(self) -> bool:
+        """Whether minibatches of each network's own cost no more than shared ones."""
+        return self._route == "mlp"
+
+    @property
     def num_parameters(self) -> int:
         """Of one network."""
         return self.architecture.num_parameters
