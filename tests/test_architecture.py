@@ -16,7 +16,7 @@ PACKAGE = Path(neural_graphs.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Part of the package -> the parts that it may import. The leaf modules may be imported by all.
-LEAVES = {"errors", "_io", "_inputs", "_memory", "_progress", "_threads"}
+LEAVES = {"errors", "_io", "_inputs", "_memory", "_progress", "_settings", "_threads"}
 ARROWS = {
     "graph": set(),
     "nn": {"graph"},

@@ -79,8 +79,8 @@ class ModulatedAdam(UpdateRule):
     ) -> tuple[Tensor, Tensor]:
         """Biases ``[P, places, hidden]`` of the hidden units and offsets ``[P, B]`` of the log gain.
 
-        ``known [P, B, CONTEXT]`` is known of the pieces, ``profile [P, places]`` how the mean square at a place compares to the
-        piece's; ``edges`` is a ``TorchEdges`` or a ``NativeEdges``.
+        ``known [P, B, CONTEXT]`` is known of the pieces, ``profile [P, places]`` how the mean square at a place compares
+        to the piece's; ``edges`` is a ``TorchEdges`` or a ``NativeEdges``.
         """
         raise NotImplementedError
 

@@ -24,8 +24,8 @@ class Places:
 
     ``neuron [count]`` is the neuron's number in ``[targets; sources; nothing]`` (``2 N + 1`` rows), ``slot [count]`` where
     what is summed there is collected: ``[entering; leaving; own; nothing]`` (``3 N + 1`` rows). ``summed [count]`` is the
-    number of parameters at a place, ``collected [3 N + 1]`` in a slot (1 where there is none), ``side [count]`` is 0 for targets, 1 for
-    sources, ``piece [count]`` the piece. ``static [B, STATIC]``: kind, sizes and depth.
+    number of parameters at a place, ``collected [3 N + 1]`` in a slot (1 where there is none), ``side [count]`` is 0 for
+    targets, 1 for sources, ``piece [count]`` the piece. ``static [B, STATIC]``: kind, sizes and depth.
     """
 
     targets: tuple[int, ...]

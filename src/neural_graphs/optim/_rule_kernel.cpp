@@ -8,6 +8,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "../graph/_vectors.h"
 
 namespace {
@@ -55,8 +59,7 @@ inline float total(vec value) {
 
 inline vec root(vec x) {
 #if defined(__AVX512F__)
-  typedef float wide __attribute__((vector_size(64)));
-  return (vec)__builtin_ia32_sqrtps512_mask((wide)x, (wide)x, (unsigned short)-1, 4);
+  return (vec)_mm512_sqrt_ps((__m512)x);
 #else
   for (int i = 0; i < LANES; i++) x[i] = std::sqrt(x[i]);
   return x;
@@ -91,15 +94,19 @@ struct Row {
     if (straight && e + LANES <= length) return load(row + e);
     vec value{};
     const int n = length - e < LANES ? length - e : LANES;
-    if (straight) std::memcpy(&value, row + e, 4 * n);
-    else for (int i = 0; i < n; i++) value[i] = row[place(e + i)];
+#if defined(__AVX512F__)
+    if (straight) return (vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), row + e);
+#endif
+    for (int i = 0; i < n; i++) value[i] = row[straight ? e + i : place(e + i)];
     return value;
   }
   void write(float* row, int64_t e, vec value) const {
     if (straight && e + LANES <= length) return store(row + e, value);
     const int n = length - e < LANES ? length - e : LANES;
-    if (straight) std::memcpy(row + e, &value, 4 * n);
-    else for (int i = 0; i < n; i++) row[place(e + i)] = value[i];
+#if defined(__AVX512F__)
+    if (straight) return _mm512_mask_storeu_ps(row + e, (__mmask16)((1u << n) - 1), (__m512)value);
+#endif
+    for (int i = 0; i < n; i++) row[straight ? e + i : place(e + i)] = value[i];
   }
 };
 

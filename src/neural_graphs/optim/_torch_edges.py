@@ -25,8 +25,8 @@ class TorchEdges:
         self.wiring, self.at, self.params, self.grads, self.state = wiring, at, params, grads, state
 
     def measure(self, corrections: Tensor, ages: Tensor) -> tuple[Walk, Tensor, Tensor]:
-        """Bring momenta and mean squares up to date; scales, what is known of the pieces ``[P, B, CONTEXT]``, and how the mean
-        square at every place compares to its piece's, ``[P, places]`` within 1.
+        """Bring momenta and mean squares up to date; scales, what is known of the pieces ``[P, B, CONTEXT]``, and how the
+        mean square at every place compares to its piece's, ``[P, places]`` within 1.
 
         ``corrections [B, 4]`` undo the bias of momenta and mean square, ``ages [B, ...]`` say how long they have been at it.
         """
@@ -83,8 +83,9 @@ class TorchEdges:
         return found + torch.cat([spoken, silent], 1).index_select(1, at.neuron)
 
     def message_means(self, matrix: Tensor, vectors: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
-        """Means of the messages ``relu(matrix f + vectors[target] + vectors[source])`` of all parameters: over those that enter,
-        leave and belong to a neuron, ``[P, N, 3 h]`` (0 where there are none), and over pieces and the network, ``[P, B, 2 h]``."""
+        """Means of the messages ``relu(matrix f + vectors[target] + vectors[source])`` of all parameters: over those that
+        enter, leave and belong to a neuron, ``[P, N, 3 h]`` (0 where there are none), and over pieces and the network,
+        ``[P, B, 2 h]``."""
         at, found = self.at, []
         for number, piece in enumerate(self.wiring.pieces):
             hidden, _ = self._hidden(number, piece, matrix, vectors, walk)
@@ -103,7 +104,7 @@ class TorchEdges:
         self, matrix: Tensor, vectors: Tensor, walk: Walk, heads: Tensor, offsets: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """``n exp(a) + b`` with ``(a, b) = heads`` of the hidden units, ``a`` plus ``offsets [P, B]`` and within 5; and sums
-        ``[P, B, 4]`` of the squares of update and nominal step, of their product, and of the entries that were not finite."""
+        ``[P, B, 4]`` of the squares of update and nominal step, of their product, and of entries that were not finite."""
         updates = {name: torch.empty_like(self.state[name]["square"]) for name in self.wiring.parameters}
         summaries = []
         for number, piece in enumerate(self.wiring.pieces):
@@ -128,7 +129,7 @@ class TorchEdges:
         return weight, grad, momenta, piece.read(held["square"])
 
     def _ends(self, number: int, piece: Piece, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of ``values [P, places, ...]``: those of targets ``[P, n_t, 1, 1, ...]`` and sources ``[P, n_t, n_s / g, 1, ...]``."""
+        """Of ``values [P, places, ...]``: targets' ``[P, n_t, 1, 1, ...]``, sources' ``[P, n_t, n_s / g, 1, ...]``."""
         target, source, after = self.at.spans(number)
         of_targets, of_sources = values[:, target:source], values[:, source:after]
         groups, n_target = piece.groups, piece.sizes[0]
@@ -136,7 +137,7 @@ class TorchEdges:
         return of_targets[:, :, None, None], of_sources.unsqueeze(3)
 
     def _summed(self, piece: Piece, values: Tensor) -> list[Tensor]:
-        """Of ``values [P, n_t, n_s / g, taps, h]``: sums over all that reaches a target, and over all that leaves a source."""
+        """Of ``values [P, n_t, n_s / g, taps, h]``: sums over what reaches a target, and what leaves a source."""
         by_group = values.sum(3).unflatten(1, (piece.groups, -1)).sum(2)
         return [values.sum((2, 3)), by_group.flatten(1, 2)]
 

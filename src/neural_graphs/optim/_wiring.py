@@ -21,8 +21,8 @@ _KIND_OF = {"linear": "linear", "conv": "conv", "embedding": "embedding", "posit
 class Piece:
     """A parameter, or a part of one, as edges ``[n_target, n_source / groups, taps]`` between two node sets.
 
-    ``taps`` are the positions of a kernel, or of a flattened map: parallel edges between two neurons. A parameter that
-    belongs to neurons (a bias, a normalisation's scale) has no ``source`` and one source place. ``kind`` is one of ``KINDS``.
+    ``taps`` are the positions of a kernel, or of a flattened map: parallel edges between two neurons. A parameter of
+    neurons (a bias, a normalisation's scale) has no ``source`` and one source place. ``kind`` is one of ``KINDS``.
     """
 
     parameter: str
@@ -42,7 +42,7 @@ class Piece:
         return self.sizes[1] * self.sizes[2]
 
     def read(self, value: Tensor) -> Tensor:
-        """The piece of ``value`` ``[P, *shape]`` as ``[P, n_target, n_source / groups, taps]``; a view where strides allow."""
+        """The piece of ``value`` ``[P, *shape]`` as ``[P, n_target, n_source / groups, taps]``; a view if it can be."""
         return value.reshape(len(value), *self.sizes) if self.layout is None else self.layout.read(value)
 
     def write(self, out: Tensor, held: Tensor) -> None:
