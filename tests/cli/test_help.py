@@ -18,7 +18,7 @@ from neural_graphs.cli import main
 VERBS = [
     "quickstart", "graph", "check", "zoo", "zoo make", "zoo make inr", "zoo make cnn", "zoo import", "zoo info", "train",
     "eval", "predict", "edit", "bench", "bench step", "bench fit", "bench render", "bench inr", "bench bulk",
-    "bench generalisation", "bench trace", "bench tables",
+    "bench generalisation", "bench optimiser", "bench trace", "bench tables",
 ]  # fmt: skip
 SOURCE = str(Path(__file__).parents[2] / "src")
 
@@ -73,7 +73,7 @@ LESS = {
 # `zoo` and `bench` show the example of one of their verbs.
 SLOW = (
     "quickstart", "edit", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench render", "bench bulk",
-    "bench generalisation", "bench trace",
+    "bench generalisation", "bench optimiser", "bench trace",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_graphs._io import atomic_write
-from neural_graphs.bench import _trace_table
+from neural_graphs.bench import _optimizer_table, _trace_table
 from neural_graphs.bench._captions import BARS, NOTES, TITLES
 from neural_graphs.bench._results import Row, read_results
 from neural_graphs.errors import UserError
@@ -46,6 +46,10 @@ def readme_table(results: str | os.PathLike[str] = "results") -> str:
     for result in _load(results):
         if result["experiment"] == "trace":
             lines += [(TITLES["trace"], *entry) for entry in _trace_table.short(result["rows"])]
+            continue
+        if _optimizer_table.is_one(result["rows"]):
+            title = TITLES.get(result["experiment"], result["experiment"])
+            lines += [(title, *entry) for entry in _optimizer_table.short(result["rows"])]
             continue
         if result["experiment"].startswith(_LONG):
             continue
@@ -111,6 +115,8 @@ def _section(result: Mapping[str, Any]) -> str:
     if name == "trace":
         facts += f"\n\n{_trace_table.summary(result['rows'])}"
         return _titled(name, facts, _trace_table.HEAD, _trace_table.lines(result["rows"]))
+    if _optimizer_table.is_one(result["rows"]):
+        return _titled(name, facts, _optimizer_table.HEAD, _optimizer_table.lines(result["rows"]))
     if name.startswith(_ACCURACIES):
         return _titled(name, facts, _ACCURACY_HEAD, _accuracy_lines(result["rows"]))
     rows = [
