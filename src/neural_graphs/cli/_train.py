@@ -1,4 +1,4 @@
-"""`neural-graphs train CONFIG`: train an encoder on a zoo."""
+"""`neural-graphs train CONFIG`: train an encoder on a zoo, or an optimizer on inner tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "train",
-        "train an encoder on a zoo",
+        "train an encoder on a zoo, or a learned optimizer",
         "neural-graphs train inr-cpu zoo=runs/quickstart/zoo optimizer.epochs=5 encoder.probes=16",
         run,
         "CONFIG is a YAML file or the name of a preset (`neural-graphs train --presets` lists them; --print shows one with\n"
@@ -38,15 +38,23 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from neural_graphs.optim._config import is_meta_config, list_meta_presets, meta_preset_text
     from neural_graphs.tasks import list_presets, load_config, preset_text
     from neural_graphs.tasks._config import to_yaml
 
     if options.presets:
-        for name in list_presets():
-            print(f"{name:<24}{preset_text(name).splitlines()[0].lstrip('# ')}")
+        texts = {name: preset_text(name) for name in list_presets()}
+        texts |= {name: meta_preset_text(name) for name in list_meta_presets()}
+        for name, text in sorted(texts.items()):
+            print(f"{name:<24}{text.splitlines()[0].lstrip('# ')}")
         return 0
     if options.config is None:
-        raise UserError("give a configuration: a YAML file or one of the presets, " + ", ".join(list_presets()))
+        presets = ", ".join(sorted([*list_presets(), *list_meta_presets()]))
+        raise UserError(f"give a configuration: a YAML file or one of the presets, {presets}")
+    if is_meta_config(options.config):
+        from neural_graphs.cli._train_optimizer import run as train_optimizer
+
+        return train_optimizer(options)
     config = load_config(options.config, options.overrides)
     if options.print:
         commented = options.config in list_presets() and not options.overrides

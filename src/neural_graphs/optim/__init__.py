@@ -6,12 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from neural_graphs.optim._config import MetaConfig as MetaConfig
+    from neural_graphs.optim._config import load_meta_config as load_meta_config
+    from neural_graphs.optim._meta import MetaResult as MetaResult
+    from neural_graphs.optim._meta import train_rule as train_rule
     from neural_graphs.optim._rule import UpdateRule as UpdateRule
     from neural_graphs.optim._rule import create_rule as create_rule
     from neural_graphs.optim._rule import list_rules as list_rules
     from neural_graphs.optim._wiring import Wiring as Wiring
 
 _NAMES = {
+    "MetaConfig": "_config",
+    "MetaResult": "_meta",
+    "load_meta_config": "_config",
+    "train_rule": "_meta",
     "UpdateRule": "_rule",
     "Wiring": "_wiring",
     "create_rule": "_rule",

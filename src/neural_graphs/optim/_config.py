@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from neural_graphs._settings import build, read_settings
 from neural_graphs.errors import UserError
 
@@ -94,6 +96,22 @@ def list_meta_presets() -> list[str]:
 def meta_preset_text(name: str) -> str:
     """The commented YAML of a preset."""
     return (resources.files(__package__) / "_presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def is_meta_config(source: str | os.PathLike[str]) -> bool:
+    """Whether this names a preset of meta-training, or a YAML file that describes an update rule."""
+    name = os.fspath(source)
+    if name in list_meta_presets():
+        return True
+    try:
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
+        return "rule" in read_settings(text, name)
+    except (OSError, UserError):
+        return False
+
+
+def to_yaml(config: MetaConfig) -> str:
+    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def load_meta_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> MetaConfig:

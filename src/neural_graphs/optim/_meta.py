@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -21,7 +22,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from neural_graphs._io import atomic_write, write_json
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
-from neural_graphs.optim._config import MetaConfig
+from neural_graphs.optim._config import MetaConfig, to_yaml
 from neural_graphs.optim._rule import UpdateRule, create_rule
 from neural_graphs.optim._unroll import validate, validation_tasks
 from neural_graphs.optim._workers import slots_of
@@ -65,17 +66,20 @@ def train_rule(config: MetaConfig, resume: bool = False, quiet: bool = False) ->
             slots.restore(state)
         else:
             run.validated()
-        with progress(f"meta-training {folder.name}", config.steps) as bar:
-            bar.advance(run.step)
+        shown = contextlib.nullcontext() if quiet else progress(f"meta-training {folder.name}", config.steps)
+        with shown as bar:
+            if bar is not None:
+                bar.advance(run.step)
             while run.step < config.steps:
                 found = slots.advance(run.theta, run.step)
                 run.apply([found[number] for number in sorted(found)])
                 if run.step % config.eval_every == 0 or run.step == config.steps:
                     line = run.validated()
                     run.save(slots.tensors())
-                    if not quiet:
+                    if bar is not None:
                         bar.describe(f"meta-training {folder.name}: {line}")
-                bar.advance()
+                if bar is not None:
+                    bar.advance()
     finally:
         slots.close()
     return run.finish()
@@ -182,7 +186,7 @@ def _open(folder: Path, config: MetaConfig, resume: bool) -> dict[str, Any] | No
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run: give out=... another folder")
     with atomic_write(known) as temporary:
-        temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), encoding="utf-8")
+        temporary.write_text(to_yaml(config), encoding="utf-8")
     (folder / "log.jsonl").unlink(missing_ok=True)
     return None
 
