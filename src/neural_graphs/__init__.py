@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neural_graphs import graph as graph
     from neural_graphs import nn as nn
+    from neural_graphs import optim as optim
     from neural_graphs import tasks as tasks
     from neural_graphs import testing as testing
     from neural_graphs import zoo as zoo
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from neural_graphs.graph import trace as trace
     from neural_graphs.nn import create_encoder as create_encoder
     from neural_graphs.nn import list_encoders as list_encoders
+    from neural_graphs.optim import LearnedOptimizer as LearnedOptimizer
     from neural_graphs.tasks import Classifier as Classifier
     from neural_graphs.tasks import Editor as Editor
     from neural_graphs.tasks import Regressor as Regressor
@@ -48,8 +50,9 @@ _NAMES = {
     "Classifier": "tasks",
     "Editor": "tasks",
     "Regressor": "tasks",
+    "LearnedOptimizer": "optim",
 }
-_SUBMODULES = ("graph", "nn", "zoo", "tasks", "testing")
+_SUBMODULES = ("graph", "nn", "zoo", "tasks", "optim", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,20 @@ if TYPE_CHECKING:
     from neural_graphs.optim._config import load_meta_config as load_meta_config
     from neural_graphs.optim._meta import MetaResult as MetaResult
     from neural_graphs.optim._meta import train_rule as train_rule
+    from neural_graphs.optim._optimizer import LearnedOptimizer as LearnedOptimizer
     from neural_graphs.optim._rule import UpdateRule as UpdateRule
     from neural_graphs.optim._rule import create_rule as create_rule
     from neural_graphs.optim._rule import list_rules as list_rules
+    from neural_graphs.optim._weights import list_weights as list_weights
+    from neural_graphs.optim._weights import load_rule as load_rule
+    from neural_graphs.optim._weights import save_rule as save_rule
     from neural_graphs.optim._wiring import Wiring as Wiring
 
 _NAMES = {
+    "save_rule": "_weights",
+    "load_rule": "_weights",
+    "list_weights": "_weights",
+    "LearnedOptimizer": "_optimizer",
     "MetaConfig": "_config",
     "MetaResult": "_meta",
     "load_meta_config": "_config",
