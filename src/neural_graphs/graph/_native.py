@@ -29,20 +29,33 @@ def native_function(source: Path, name: str, arguments: Sequence[Any]) -> Any:
 
 def compile_function(source: Path, name: str, arguments: tuple[Any, ...]) -> Any:
     """As ``native_function``, every time anew."""
+    return _function(_compile(source), name, arguments)
+
+
+def _compile(source: Path) -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     if compiler is None:
         return None
     try:
         # Nothing is kept: a file in a home folder may be read by a machine with another processor.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            library = Path(folder, f"{name}.so")
+            library = Path(folder, f"{source.stem}.so")
             subprocess.run([compiler, *_FLAGS, "-o", library, source], check=True, capture_output=True)
-            function = getattr(ctypes.CDLL(os.fspath(library)), name)
+            return ctypes.CDLL(os.fspath(library))
     except (OSError, subprocess.CalledProcessError):
         return None
-    function.restype = None
-    function.argtypes = arguments
+
+
+def _function(library: ctypes.CDLL | None, name: str, arguments: tuple[Any, ...]) -> Any:
+    function = getattr(library, name, None)
+    if function is not None:
+        function.restype, function.argtypes = None, arguments
     return function
 
 
-compiled = cache(compile_function)
+_libraries = cache(_compile)
+
+
+@cache
+def compiled(source: Path, name: str, arguments: tuple[Any, ...]) -> Any:
+    return _function(_libraries(source), name, arguments)
