@@ -38,6 +38,7 @@ class MetaConfig:
         sigma: standard deviation of the perturbations of the rule's weights.
         optimizer_lr: Adam's learning rate on the rule's weights, falling to a tenth by a cosine.
         clip: largest norm of the meta-gradient.
+        average: decay per meta-step of the moving average of the rule's weights, which is what is validated and kept.
         late: how much more the last inner loss counts than the first; the weight grows with the square of the step.
         loss_clip: largest inner loss that counts, in nats.
         seed: of the rule's weights, the tasks and the perturbations.
@@ -54,19 +55,20 @@ class MetaConfig:
     lr: float = 0.01
     schedule: Literal["linear", "constant"] = "linear"
     method: Literal["pes", "backprop"] = "pes"
-    steps: int = 1000
+    steps: int = 400
     slots: int = 8
     pairs: int = 8
     truncation: int = 25
     accumulate: int = 1
-    sigma: float = 0.02
+    sigma: float = 0.05
     optimizer_lr: float = 3e-3
     clip: float = 1.0
+    average: float = 0.95
     late: float = 10.0
     loss_clip: float = 4.6
     seed: int = 0
     workers: int = 1
-    eval_every: int = 50
+    eval_every: int = 40
     eval_tasks: int = 6
     out: str = ""
 
@@ -76,6 +78,7 @@ class MetaConfig:
         problems = {
             f"{', '.join(counts)} must be at least 1": min(getattr(self, name) for name in counts) < 1,
             f"{', '.join(sizes)} must be positive": not min(getattr(self, name) for name in sizes) > 0,
+            "average must be at least 0 and below 1": not 0 <= self.average < 1,
             "late must not be negative": not self.late >= 0,
             "seed and workers must not be negative": min(self.seed, self.workers) < 0,
             "horizon must be two numbers of steps, the smaller one first, or empty": bool(self.horizon)

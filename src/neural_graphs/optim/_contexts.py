@@ -15,7 +15,7 @@ from neural_graphs.optim._rule import register_rule
 class FeedForwardRule(ModulatedAdam):
     """Every parameter on its own, but for what is known of its tensor."""
 
-    def __init__(self, hidden: int = 48, width: int = 16, magnitude: bool = True, seed: int = 0) -> None:
+    def __init__(self, hidden: int = 60, width: int = 16, magnitude: bool = True, seed: int = 0) -> None:
         super().__init__(hidden, magnitude, seed)
         self.tensor = self._new(width, CONTEXT)
         self.tensor_bias = nn.Parameter(torch.zeros(width))
@@ -25,16 +25,20 @@ class FeedForwardRule(ModulatedAdam):
         self.inform = self._new(self.hidden, width)
         self.inform_bias = nn.Parameter(torch.zeros(self.hidden))
         self.gain = nn.Parameter(torch.zeros(1, width))
+        self.known_gain = nn.Parameter(
+            torch.zeros(1, CONTEXT)
+        )  # straight: what grows with a size does so beyond those seen
 
-    def _told(self, weights: Weights, pieces: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``pieces [P, B, width]``: what hidden units are told, and offsets."""
-        offsets = linear(pieces, weights["gain"], weights["offset"]).squeeze(2)
+    def _told(self, weights: Weights, known: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor]:
+        """From what is known of pieces and what was made of it, ``[P, B, width]``: what hidden units hear, and offsets."""
+        offsets = linear(pieces, weights["gain"], weights["offset"]) + linear(known, weights["known_gain"])
+        offsets = offsets.squeeze(2)
         return linear(pieces, weights["inform"], weights["inform_bias"]), offsets
 
     def context(
         self, weights: Weights, known: Tensor, edges: Any, walk: Walk, profile: Tensor
     ) -> tuple[Tensor, Tensor]:
-        told, offsets = self._told(weights, self.pieces(weights, known))
+        told, offsets = self._told(weights, known, self.pieces(weights, known))
         return edges.spread(told, weights["profile"], profile), offsets
 
     def pieces(self, weights: Weights, known: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class LayerLSTMRule(FeedForwardRule):
     """An LSTM runs over the tensors, from inputs to outputs (Metz et al., "Tasks, stability, architecture, and compute",
     2020, have one per tensor over time; Kofinas et al. 2024 one over layers)."""
 
-    def __init__(self, hidden: int = 24, width: int = 12, magnitude: bool = True, seed: int = 0) -> None:
+    def __init__(self, hidden: int = 30, width: int = 12, magnitude: bool = True, seed: int = 0) -> None:
         super().__init__(hidden, width, magnitude, seed)
         self.recurrent = self._new(4 * width, width)
         self.entry = self._new(4 * width, width)
@@ -105,7 +109,7 @@ class GraphRule(FeedForwardRule):
         means, pooled = edges.message_means(weights["message_matrix"], vectors, walk)
         neurons = torch.relu(linear(means, weights["neuron"], weights["neuron_bias"]))
         pieces = linear(known, weights["tensor"], weights["tensor_bias"]) + linear(pooled, weights["pooled"])
-        told, offsets = self._told(weights, torch.relu(pieces))
+        told, offsets = self._told(weights, known, torch.relu(pieces))
         spoken = torch.cat([linear(neurons, weights[name]) for name in ("to_target", "to_source")], 1)
         return edges.spread(told, weights["profile"], profile, spoken), offsets
 

@@ -92,7 +92,7 @@ class _Run:
         self.config, self.rule, self.folder = config, rule, folder
         self.theta = parameters_to_vector(rule.parameters()).detach().clone()
         self.moments = torch.zeros(2, len(self.theta))
-        self.best = self.theta.clone()
+        self.average, self.best = self.theta.clone(), self.theta.clone()
         self.step, self.seconds, self.inner = 0, 0.0, 0.0
         self.score, self.nominal, self.best_step = math.inf, math.inf, 0
         self.tasks = validation_tasks(config)
@@ -111,16 +111,18 @@ class _Run:
         rate = self.config.optimizer_lr * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
         corrected = (square / (1 - 0.99**self.step)).sqrt() + 1e-8
         self.theta = self.theta - rate * momentum / (1 - 0.9**self.step) / corrected
+        kept = min(self.config.average, self.step / (10 + self.step))
+        self.average = kept * self.average + (1 - kept) * self.theta
 
     def validated(self) -> str:
         """Score the rule, keep it if it is the best, and write a line to the log."""
-        vector_to_parameters(self.theta, self.rule.parameters())
+        vector_to_parameters(self.average, self.rule.parameters())
         losses = validate(self.rule, self.tasks, self.config.lr, self.config.schedule)
         score = sum(math.log(loss + 0.05) for loss in losses.values()) / len(losses)
         if self.step == 0:
             self.nominal = score
         if score < self.score:
-            self.score, self.best, self.best_step = score, self.theta.clone(), self.step
+            self.score, self.best, self.best_step = score, self.average.clone(), self.step
         line = {
             "step": self.step,
             "score": score,
@@ -139,7 +141,8 @@ class _Run:
     def save(self, slots: dict[str, Tensor]) -> None:
         position = {name: getattr(self, name) for name in ("step", "score", "nominal", "best_step")}
         position["seconds"] = self._elapsed()
-        tensors = {"theta": self.theta, "moments": self.moments, "best": self.best, **slots}
+        own = {name: getattr(self, name) for name in ("theta", "moments", "average", "best")}
+        tensors = own | slots
         with atomic_write(self.folder / "last" / "state.safetensors") as temporary:
             save_file(
                 {k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"position": json.dumps(position)}
@@ -148,7 +151,8 @@ class _Run:
     def restore(self, state: dict[str, Any]) -> None:
         for name, value in state["position"].items():
             setattr(self, name, value)
-        self.theta, self.moments, self.best = state["theta"], state["moments"], state["best"]
+        for name in ("theta", "moments", "average", "best"):
+            setattr(self, name, state[name])
 
     def finish(self) -> MetaResult:
         from neural_graphs.optim._weights import save_rule
