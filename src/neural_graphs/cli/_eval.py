@@ -1,4 +1,4 @@
-"""`neural-graphs eval RUN`: how good a trained model is on a split of its zoo, or of another."""
+"""`neural-graphs eval RUN`: how good a trained model is on a split of a zoo, or a learned optimizer on held-out tasks."""
 
 from __future__ import annotations
 
@@ -7,34 +7,58 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, print_table, use_threads
+from neural_graphs.cli._parser import (
+    add_json,
+    add_threads,
+    add_verb,
+    integers,
+    load,
+    positive,
+    print_json,
+    print_table,
+    use_threads,
+)
 from neural_graphs.errors import RunError, UserError
 
 PER_NETWORK = ("network", "true", "predicted", "lower", "upper", "novelty", "architectures", "gallery")
 MOST_LINES = 12  # of the table of architectures
+RULE = "rule.safetensors"  # what a finished meta-training has in its folder
 
 
 def add(verbs: Any) -> None:
     parser = add_verb(
         verbs,
         "eval",
-        "evaluate a trained model on held-out networks",
+        "evaluate a trained model on held-out networks, or a learned optimizer on held-out tasks",
         "neural-graphs eval runs/quickstart/ng-gnn",
         run,
         "Of a model that predicts numbers it writes a page with plots of predictions and errors, of an editor one with a\n"
-        "gallery; with --report also of one that tells classes apart.",
+        "gallery; with --report also of one that tells classes apart.\n"
+        "RUN may be a meta-training's folder, or `optimizer`, the weights that come with the package: they train held-out\n"
+        "tasks, untuned, beside optimizers that are tuned on each task.",
     )
-    parser.add_argument("run_dir", metavar="RUN", help="folder of a training run")
+    parser.add_argument("run_dir", metavar="RUN", help="folder of a training run, or optimizer")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: test)")
     parser.add_argument("--zoo", metavar="DIR", help="evaluate on this zoo instead of the run's own")
     parser.add_argument(
         "--report", metavar="FILE", help="HTML page to write (default: RUN/report.html, for classifiers none)"
     )
+    parser.add_argument(
+        "--groups", metavar="A,B", help="of a learned optimizer: groups of tasks (default: in-distribution)"
+    )
+    parser.add_argument("--seeds", type=integers, metavar="N,N", help="of a learned optimizer (default: 1,2,3,4,5)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="of a learned optimizer: horizon of all tasks")
     add_json(parser)
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.run_dir == "optimizer" or (Path(options.run_dir) / RULE).is_file():
+        from neural_graphs.cli._eval_optimizer import run as evaluate_optimizer
+
+        return evaluate_optimizer(options)
+    if given := [name for name in ("groups", "seeds", "steps") if getattr(options, name)]:
+        raise UserError(f"--{given[0]} is for learned optimizers, and {options.run_dir} holds none")
     use_threads(options)
     load("neural_graphs.explore")
     from neural_graphs.tasks import evaluate
