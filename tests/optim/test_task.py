@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from neural_graphs.errors import UserError
 from neural_graphs.graph import Stack
+from neural_graphs.optim import _families
 from neural_graphs.optim._families import FAMILIES, HELD_OUT, cnn, held_out, mlp, paper_cnn, sample_task, vit
 from neural_graphs.optim._task import InnerTask
 
@@ -167,6 +168,23 @@ def test_families_are_drawn_from_the_seed():
     augmented = sample_task("mlp", 3, augment=True)
     assert augmented.input_scale != 1 and sorted(augmented.label_order) == list(range(10))
     assert augmented.architecture == sample_task("mlp", 3).architecture
+
+
+def test_without_fashion_mnist_tasks_are_on_digits_and_one_warning_says_so(monkeypatch):
+    def missing(*arguments, **others):
+        raise UserError("no fashion-mnist images found")
+
+    assert {sample_task("cnn", seed).data for seed in range(40)} == {"fashion-mnist", "digits"}
+    _families.has_fashion.cache_clear()
+    monkeypatch.setattr(_families, "load_images", missing)
+    try:
+        with pytest.warns(UserWarning, match="digits alone.*no fashion-mnist") as warned:
+            tasks = [sample_task("mixed", seed) for seed in range(40)]
+    finally:
+        _families.has_fashion.cache_clear()
+    assert len(warned) == 1 and {(task.data, task.side) for task in tasks} == {("digits", 8)}
+    for task in tasks[:10]:
+        task.losses_and_grads(task.new_params([0]), *task.batch(0, 0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -43,6 +43,7 @@ def learned_optimizers(
     knob: bool = True,
     timing: bool = True,
     device: str = "cpu",
+    tuning_seeds: Sequence[int] = TUNING_SEEDS,
     command: str = "",
 ) -> list[Row]:
     """Compare ``rules`` with tuned ``baselines`` on every task of ``groups`` (see ``HELD_OUT``), with every seed.
@@ -69,7 +70,7 @@ def learned_optimizers(
     rows: list[Row] = []
     for group, tasks in planned.items():
         results = {
-            task.name: compare(task, read, runs, seeds, baselines, knob, timing)
+            task.name: compare(task, read, runs, seeds, baselines, knob, timing, tuning_seeds)
             for task in track(tasks, f"optimiser-{group}")
         }
         own = [entry for task in tasks for entry in _task_rows(task, results[task.name], len(seeds))]
@@ -78,7 +79,7 @@ def learned_optimizers(
             "tasks": group,
             **({"steps": steps} if steps is not None else {}),
             "seeds": ",".join(map(str, seeds)),
-            "tuning seeds": ",".join(map(str, TUNING_SEEDS)),
+            "tuning seeds": ",".join(map(str, tuning_seeds)),
         }
         path = Path(out) / f"optimiser-{group}.json"
         write_results(path, path.stem, command, dataset, own, replaces=("method", "variant", "metric", "part"))

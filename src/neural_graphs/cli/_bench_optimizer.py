@@ -39,6 +39,9 @@ def add(inner: Any) -> None:
     )
     parser.add_argument("--groups", metavar="A,B", help="groups of tasks (default: all but the paper's)")
     parser.add_argument("--seeds", type=integers, default=(1, 2, 3, 4, 5), metavar="N,N", help="(default: 1,2,3,4,5)")
+    parser.add_argument(
+        "--tuning-seeds", type=integers, default=(1001, 1002), metavar="N,N", help="(default: 1001,1002)"
+    )
     parser.add_argument("--steps", type=positive, metavar="N", help="horizon of all tasks (default: their own)")
     parser.add_argument("--baselines", metavar="A,B", help="(default: sgd,adam,adamw,nadamw,muon)")
     parser.add_argument("--no-knob", action="store_true", help="do not tune the rules' learning rate")
@@ -57,7 +60,9 @@ def _optimizer(options: argparse.Namespace) -> int:
     from neural_graphs.bench import _optimizer_table, learned_optimizers
 
     chosen = {name: getattr(options, name).split(",") for name in ("groups", "baselines") if getattr(options, name)}
-    kept = {name: getattr(options, name) for name in ("seeds", "steps", "device", "out", "runs", "command")}
+    kept = {
+        name: getattr(options, name) for name in ("seeds", "tuning_seeds", "steps", "device", "out", "runs", "command")
+    }
     rows = learned_optimizers(rules, knob=not options.no_knob, **chosen, **kept)
     if options.json:
         print_json(rows)
