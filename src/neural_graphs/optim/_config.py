@@ -77,7 +77,7 @@ class MetaConfig:
         sizes = ("lr", "sigma", "optimizer_lr", "clip", "loss_clip")
         problems = {
             f"{', '.join(counts)} must be at least 1": min(getattr(self, name) for name in counts) < 1,
-            f"{', '.join(sizes)} must be positive": not min(getattr(self, name) for name in sizes) > 0,
+            f"{', '.join(sizes)} must be positive": not all(getattr(self, name) > 0 for name in sizes),
             "average must be at least 0 and below 1": not 0 <= self.average < 1,
             "late must not be negative": not self.late >= 0,
             "seed and workers must not be negative": min(self.seed, self.workers) < 0,
