@@ -22,8 +22,8 @@ class MetaConfig:
 
     Args:
         rule: ``name`` and arguments of ``create_rule``.
-        family: of inner tasks, see ``sample_task``: "mlp", "cnn", "transformer" or "mixed"; or the name of a group of
-            held-out tasks, which are then what is trained on.
+        family: of inner tasks, see ``sample_task``: "mlp", "cnn", "transformer" or "mixed"; or one of the paper's
+            tasks, "paper-fashion" and "paper-cifar10".
         augment: draw the scales of inputs and initial weights and the names of classes as well.
         horizon: shortest and longest number of inner steps; empty: as the tasks have it.
         lr: learning rate of the inner optimizer, which is part of the rule: it is not tuned afterwards.

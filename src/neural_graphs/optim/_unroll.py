@@ -16,6 +16,9 @@ from neural_graphs.optim._rule import UpdateRule
 from neural_graphs.optim._task import InnerTask
 from neural_graphs.optim._wiring import Wiring
 
+_OWN_TASKS = ("paper-fashion", "paper-cifar10")
+"""Groups of held-out tasks that rules may be trained on: the paper trains on one task alone."""
+
 _VALIDATION = 1 << 30
 """Seeds of tasks from here on are those of validation."""
 
@@ -157,7 +160,7 @@ class Slot:
 def task_of(config: MetaConfig, number: int) -> InnerTask:
     """Training task ``number`` of a run."""
     generator = np.random.default_rng([config.seed, number, 17])
-    if config.family in HELD_OUT:
+    if config.family in _OWN_TASKS:
         tasks = HELD_OUT[config.family]
         task = tasks[int(generator.integers(len(tasks)))]
     else:
@@ -170,7 +173,7 @@ def task_of(config: MetaConfig, number: int) -> InnerTask:
 
 def validation_tasks(config: MetaConfig) -> list[InnerTask]:
     """The fixed tasks that rules of a family are chosen on, none of which is trained on; the same for every seed."""
-    if config.family in HELD_OUT:
+    if config.family in _OWN_TASKS:
         return [task_of(replace(config, seed=0), 0)]
     tasks = [sample_task(config.family, _VALIDATION + number) for number in range(config.eval_tasks)]
     if not config.horizon:
