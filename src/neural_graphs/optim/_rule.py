@@ -120,4 +120,4 @@ def create_rule(name: str, **arguments: Any) -> UpdateRule:
 
 
 def _load() -> None:
-    from neural_graphs.optim import _contexts  # noqa: F401
+    from neural_graphs.optim import _contexts, _paper, _paper_graph  # noqa: F401
