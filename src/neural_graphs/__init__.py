@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from neural_graphs.nn import create_encoder as create_encoder
     from neural_graphs.nn import list_encoders as list_encoders
     from neural_graphs.optim import LearnedOptimizer as LearnedOptimizer
+    from neural_graphs.optim import Nowcaster as Nowcaster
     from neural_graphs.tasks import Classifier as Classifier
     from neural_graphs.tasks import Editor as Editor
     from neural_graphs.tasks import Regressor as Regressor
@@ -51,6 +52,7 @@ _NAMES = {
     "Editor": "tasks",
     "Regressor": "tasks",
     "LearnedOptimizer": "optim",
+    "Nowcaster": "optim",
 }
 _SUBMODULES = ("graph", "nn", "zoo", "tasks", "optim", "testing")
 

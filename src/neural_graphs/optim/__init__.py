@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from neural_graphs.optim._families import sample_task as sample_task
     from neural_graphs.optim._meta import MetaResult as MetaResult
     from neural_graphs.optim._meta import train_rule as train_rule
+    from neural_graphs.optim._nowcast import Nowcaster as Nowcaster
+    from neural_graphs.optim._nowcast_history import Trajectory as Trajectory
+    from neural_graphs.optim._nowcast_jumper import Jumper as Jumper
     from neural_graphs.optim._optimizer import LearnedOptimizer as LearnedOptimizer
     from neural_graphs.optim._rule import UpdateRule as UpdateRule
     from neural_graphs.optim._rule import create_rule as create_rule
@@ -28,8 +31,11 @@ _NAMES = {
     "list_weights": "_weights",
     "LearnedOptimizer": "_optimizer",
     "InnerTask": "_task",
+    "Jumper": "_nowcast_jumper",
     "MetaConfig": "_config",
     "MetaResult": "_meta",
+    "Nowcaster": "_nowcast",
+    "Trajectory": "_nowcast_history",
     "held_out": "_families",
     "load_meta_config": "_config",
     "sample_task": "_families",
