@@ -18,7 +18,7 @@ from neural_graphs.cli import main
 VERBS = [
     "quickstart", "graph", "check", "zoo", "zoo make", "zoo make inr", "zoo make cnn", "zoo import", "zoo info", "train",
     "eval", "predict", "edit", "bench", "bench step", "bench fit", "bench render", "bench inr", "bench bulk",
-    "bench generalisation", "bench optimiser", "bench nowcast", "bench trace", "bench tables",
+    "bench generalisation", "bench optimiser", "bench optimiser-step", "bench nowcast", "bench trace", "bench tables",
 ]  # fmt: skip
 SOURCE = str(Path(__file__).parents[2] / "src")
 

@@ -10,6 +10,7 @@ from neural_graphs.bench._fit import fit as fit
 from neural_graphs.bench._generalisation import generalisation as generalisation
 from neural_graphs.bench._nowcast import nowcasting as nowcasting
 from neural_graphs.bench._optimizer import learned_optimizers as learned_optimizers
+from neural_graphs.bench._optimizer_step import optimizer_steps as optimizer_steps
 from neural_graphs.bench._render import rendering as rendering
 from neural_graphs.bench._results import read_results as read_results
 from neural_graphs.bench._results import row as row

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from neural_graphs._threads import default_threads
-from neural_graphs.cli import _bench_classifiers, _bench_edit, _bench_nowcast, _bench_optimizer
+from neural_graphs.cli import _bench_classifiers, _bench_edit, _bench_nowcast, _bench_optimizer, _bench_optimizer_step
 from neural_graphs.cli._bench_output import add_speed, show
 from neural_graphs.cli._parser import (
     Parser,
@@ -113,6 +113,7 @@ def add(verbs: Any) -> None:
     _bench_classifiers.add(inner)
     _bench_edit.add(inner)
     _bench_optimizer.add(inner)
+    _bench_optimizer_step.add(inner)
     _bench_nowcast.add(inner)
 
     trace = add_verb(
