@@ -13,7 +13,8 @@ class StepTable(list[dict[str, Any]]):
 
     ``step``: root mean square of the change, learning rate included and weight decay not; ``adam``: that of Adam's step;
     ``gain``: the one over the other; ``cosine``: between them; ``relative``: ``step`` over the root mean square of the
-    weights (infinite where all are zero); ``replaced``: entries whose proposal was not finite and that took Adam's step. ``kind`` is ``"adam"`` for parameters outside the graph.
+    weights (infinite where all are zero); ``replaced``: entries whose proposal was not finite and that took Adam's step.
+    ``kind`` is ``"adam"`` for parameters outside the graph.
     """
 
     def __str__(self) -> str:

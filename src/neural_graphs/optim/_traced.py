@@ -67,12 +67,12 @@ class TracedParameters:
                     f"the gradient of {self.names[parameter]} is sparse, which LearnedOptimizer does not take: "
                     "make its layer with sparse=False; nothing was updated"
                 )
-        norms = torch._foreach_norm(list(gradients), float("inf"))
-        if bool(torch.stack([norm.to(norms[0]) for norm in norms]).isfinite().all()):
+        norms = torch._foreach_norm([gradient for gradient in gradients if gradient.numel()], float("inf"))
+        if not norms or bool(torch.stack([norm.to(norms[0]) for norm in norms]).isfinite().all()):
             return
-        bad = next(k for k, norm in enumerate(norms) if not bool(norm.isfinite()))
-        count = int((~gradients[bad].isfinite()).sum())
-        raise RunError(
-            f"the gradient of {self.names[parameters[bad]]} is not finite in {count} of {gradients[bad].numel()} entries; "
-            "nothing was updated. Lower the learning rate, clip gradients or look for the cause in the loss"
-        )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if count := int((~gradient.isfinite()).sum()):
+                raise RunError(
+                    f"the gradient of {self.names[parameter]} is not finite in {count} of {gradient.numel()} entries; "
+                    "nothing was updated. Lower the learning rate, clip gradients or look for the cause in the loss"
+                )
