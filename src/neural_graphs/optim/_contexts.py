@@ -15,8 +15,10 @@ from neural_graphs.optim._rule import register_rule
 class FeedForwardRule(ModulatedAdam):
     """Every parameter on its own, but for what is known of its tensor."""
 
-    def __init__(self, hidden: int = 60, width: int = 16, magnitude: bool = True, seed: int = 0) -> None:
-        super().__init__(hidden, magnitude, seed)
+    def __init__(
+        self, hidden: int = 60, width: int = 16, magnitude: bool = True, whiten: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__(hidden, magnitude, whiten, seed)
         self.tensor = self._new(width, CONTEXT)
         self.tensor_bias = nn.Parameter(torch.zeros(width))
         self._outputs(width)
@@ -24,15 +26,14 @@ class FeedForwardRule(ModulatedAdam):
     def _outputs(self, width: int) -> None:
         self.inform = self._new(self.hidden, width)
         self.inform_bias = nn.Parameter(torch.zeros(self.hidden))
-        self.gain = nn.Parameter(torch.zeros(1, width))
-        self.known_gain = nn.Parameter(
-            torch.zeros(1, CONTEXT)
-        )  # straight: what grows with a size does so beyond those seen
+        outputs = len(self.offset)
+        self.gain = nn.Parameter(torch.zeros(outputs, width))
+        # Straight from what is known, so that what grows with a size does so beyond the sizes seen.
+        self.known_gain = nn.Parameter(torch.zeros(outputs, CONTEXT))
 
     def _told(self, weights: Weights, known: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor]:
         """From what is known of pieces and what was made of it, ``[P, B, width]``: what hidden units hear, and offsets."""
         offsets = linear(pieces, weights["gain"], weights["offset"]) + linear(known, weights["known_gain"])
-        offsets = offsets.squeeze(2)
         return linear(pieces, weights["inform"], weights["inform_bias"]), offsets
 
     def context(
@@ -51,8 +52,10 @@ class LayerLSTMRule(FeedForwardRule):
     """An LSTM runs over the tensors, from inputs to outputs (Metz et al., "Tasks, stability, architecture, and compute",
     2020, have one per tensor over time; Kofinas et al. 2024 one over layers)."""
 
-    def __init__(self, hidden: int = 30, width: int = 12, magnitude: bool = True, seed: int = 0) -> None:
-        super().__init__(hidden, width, magnitude, seed)
+    def __init__(
+        self, hidden: int = 30, width: int = 12, magnitude: bool = True, whiten: bool = False, seed: int = 0
+    ) -> None:
+        super().__init__(hidden, width, magnitude, whiten, seed)
         self.recurrent = self._new(4 * width, width)
         self.entry = self._new(4 * width, width)
         self.gates_bias = nn.Parameter(torch.zeros(4 * width))
@@ -86,10 +89,11 @@ class GraphRule(FeedForwardRule):
         messages: int = 12,
         width: int = 16,
         magnitude: bool = True,
+        whiten: bool = False,
         shuffled: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(hidden, width, magnitude, seed)
+        super().__init__(hidden, width, magnitude, whiten, seed)
         self.shuffled = shuffled
         self.message_matrix = self._new(messages, FEATURES)
         self.message_profile = self._new(2, messages, fan_in=2)

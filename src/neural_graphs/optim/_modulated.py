@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neural_graphs.errors import UserError
 from neural_graphs.optim._places import STATIC, places
 from neural_graphs.optim._rule import Proposal, State, UpdateRule
+from neural_graphs.optim._whitening import Whitening
 from neural_graphs.optim._wiring import Wiring
 
 BETAS = (0.5, 0.9, 0.99)
@@ -54,21 +55,23 @@ class ModulatedAdam(UpdateRule):
     """Base of the rules that differ in their context alone; ``hidden`` units see every parameter.
 
     ``magnitude`` False: the update is the direction ``n + b``, scaled to the root mean square of Adam's step in every piece.
+    ``whiten``: to the update of every weight matrix ``c O`` is added, with O its orthogonalised momentum (see ``Whitening``)
+    and c said by its context. That makes the step of a matrix with n rows cost some n multiplications per weight more.
     """
 
     betas = BETAS
     beta2 = BETA2
 
-    def __init__(self, hidden: int, magnitude: bool = True, seed: int = 0) -> None:
+    def __init__(self, hidden: int, magnitude: bool = True, whiten: bool = False, seed: int = 0) -> None:
         super().__init__()
         if hidden < 1:
             raise UserError(f"an update rule needs hidden units, not {hidden}")
-        self.hidden, self.magnitude = hidden, magnitude
+        self.hidden, self.magnitude, self.whiten = hidden, magnitude, whiten
         self._generator = torch.Generator().manual_seed(seed)
         self.matrix = self._new(hidden, FEATURES)
         self.profile = self._new(2, hidden, fan_in=2)  # of the mean square of a target's and a source's parameters
         self.heads = nn.Parameter(torch.zeros(2, hidden))
-        self.offset = nn.Parameter(torch.zeros(1))
+        self.offset = nn.Parameter(torch.zeros(2 if whiten else 1))
 
     def _new(self, *shape: int, fan_in: int | None = None) -> nn.Parameter:
         scale = 1 / math.sqrt(fan_in or shape[-1])
@@ -77,7 +80,7 @@ class ModulatedAdam(UpdateRule):
     def context(
         self, weights: Weights, known: Tensor, edges: Any, walk: Walk, profile: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Biases ``[P, places, hidden]`` of the hidden units and offsets ``[P, B]`` of the log gain.
+        """Biases ``[P, places, hidden]`` of the hidden units and offsets ``[P, B, 1 or 2]``: of the log gain, and c.
 
         ``known [P, B, CONTEXT]`` is known of the pieces, ``profile [P, places]`` how the mean square at a place compares
         to the piece's; ``edges`` is a ``TorchEdges`` or a ``NativeEdges``.
@@ -112,7 +115,9 @@ class ModulatedAdam(UpdateRule):
             if memory is not None:
                 memory["context"] = found
         vectors, offsets = found
-        updates, summary = edges.updates(weights["matrix"], vectors, walk, weights["heads"], offsets)
+        updates, summary = edges.updates(weights["matrix"], vectors, walk, weights["heads"], offsets[:, :, 0])
+        if self.whiten:
+            summary = Whitening(wiring, grads, state, walk.scales).add(updates, offsets[:, :, 1], summary)
         squared, nominal, product, replaced = summary.unbind(2)
         figures = {
             "step": (squared / at.numel).sqrt(),

@@ -1,0 +1,64 @@
+"""Orthogonalised momenta: the direction of Muon (Jordan et al. 2024) for every weight matrix of a wiring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from neural_graphs.optim._baselines import Muon, orthogonalised
+from neural_graphs.optim._rule import State
+from neural_graphs.optim._wiring import Piece, Wiring
+
+_BETA, _NUMBER = 0.9, 1
+"""Of the momentum that is orthogonalised, among those that rules keep."""
+
+_SCALE = 0.2
+"""Root mean square of a matrix with singular values 1, which is about that of Adam's steps."""
+
+
+class Whitening:
+    """O for the pieces that connect neurons, embeddings excepted: the Nesterov momentum ``.9 m + .1 g`` as a matrix
+    ``[n_target, n_source taps]`` of each group, with singular values near 1, times ``.2 sqrt(max(rows, columns))``.
+
+    Permuting neurons at either end permutes rows and columns, and so does the result. ``scales [P, B, SCALES]`` undo the
+    bias of momenta and squares.
+    """
+
+    def __init__(self, wiring: Wiring, grads: Mapping[str, Tensor], state: State, scales: Tensor) -> None:
+        self.wiring, self.grads, self.state, self.scales = wiring, grads, state, scales
+
+    def add(self, updates: Mapping[str, Tensor], shares: Tensor, summary: Tensor) -> Tensor:
+        """Add ``shares [P, B]`` times O to ``updates``; the sums of ``TorchEdges.updates`` as they then are."""
+        columns = list(summary.unbind(1))
+        for number, piece in enumerate(self.wiring.pieces):
+            if piece.source is None or piece.kind == "embedding":
+                continue
+            added = self.direction(piece) * shares[:, number, None, None, None]
+            added = torch.where(added.isfinite(), added, torch.zeros_like(added))
+            update = piece.read(updates[piece.parameter]) + added
+            nominal = self._nominal(piece, number)
+            sums = [update * update, nominal * nominal, update * nominal]
+            columns[number] = torch.stack([*(value.sum((1, 2, 3)) for value in sums), columns[number][:, 3]], 1)
+            piece.write(updates[piece.parameter], update)
+        return torch.stack(columns, 1)
+
+    def direction(self, piece: Piece) -> Tensor:
+        """O ``[P, n_target, n_source / groups, taps]``."""
+        momentum = piece.read(self.state[piece.parameter]["momenta"][_NUMBER])
+        grad = piece.read(self.grads[piece.parameter].to(momentum.dtype))
+        networks, targets, sources, taps = momentum.shape
+        rows, columns = targets // piece.groups, sources * taps
+        matrices = torch.lerp(momentum, grad, 1 - _BETA).reshape(networks * piece.groups, rows, columns)
+        found = orthogonalised(matrices, Muon.coefficients, Muon.rounds)
+        return found.view(momentum.shape) * (_SCALE * max(rows, columns) ** 0.5)
+
+    def _nominal(self, piece: Piece, number: int) -> Tensor:
+        """Adam's step."""
+        from neural_graphs.optim._modulated import EPSILON, NOMINAL
+
+        scale = self.scales[:, number, :, None, None, None]
+        momentum = piece.read(self.state[piece.parameter]["momenta"][NOMINAL])
+        square = piece.read(self.state[piece.parameter]["square"])
+        return momentum * scale[:, 5 + NOMINAL] / ((square * scale[:, 8]).sqrt() + EPSILON)
