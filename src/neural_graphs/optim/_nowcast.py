@@ -141,11 +141,46 @@ class Nowcaster(nn.Module):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def fit(self, trajectories: Iterable[Trajectory], **options: Any) -> Self:
-        """Train on checkpoints of other runs, of any number of architectures; see ``fit_nowcaster`` for the options."""
+    def fit(
+        self,
+        trajectories: Iterable[Trajectory],
+        *,
+        val: Iterable[Trajectory] = (),
+        steps: int = 2000,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-2,
+        batch: int = 8,
+        loss_weight: float = 1.0,
+        clip: float = 1.0,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> Self:
+        """Train by AdamW (cosine decay) on the absolute error of the forecasts.
+
+        Every step draws an architecture, ``batch`` of its runs, each at a time of its own, and some numbers of intervals
+        ahead. The errors of a tensor are in units of its pace times the root of the number of intervals, so that all
+        numbers and tensors weigh alike.
+
+        Args:
+            trajectories: checkpoints at the distances that the nowcaster is meant for, more than ``past`` of them each.
+            val: trajectories on which, ten times, the error at the horizon is taken; the weights of the smallest are kept.
+            steps, lr, weight_decay, batch: of AdamW.
+            loss_weight: of the logarithm of the forecast networks' training losses, beside the absolute error, on
+                trajectories that have ``losses``.
+            clip: the largest norm of the gradient.
+            seed: of what is drawn.
+            quiet: no progress bar.
+
+        Raises:
+            UserError: no trajectories, or too short ones; options that are none.
+            RunError: the loss is not finite.
+        """
         from neural_graphs.optim._nowcast_fit import fit_nowcaster
 
-        fit_nowcaster(self, list(trajectories), **options)
+        fit_nowcaster(
+            self, list(trajectories), val=list(val), steps=steps, lr=lr, weight_decay=weight_decay, batch=batch,
+            loss_weight=loss_weight, clip=clip, seed=seed, quiet=quiet,
+        )  # fmt: skip
         return self
 
     def score(self, trajectories: Iterable[Trajectory], ahead: int | None = None) -> float:

@@ -32,35 +32,17 @@ def fit_nowcaster(
     nowcaster: Nowcaster,
     trajectories: Sequence[Trajectory],
     *,
-    val: Sequence[Trajectory] = (),
-    steps: int = 2000,
-    lr: float = 3e-3,
-    weight_decay: float = 1e-2,
-    batch: int = 8,
-    loss_weight: float = 1.0,
-    clip: float = 1.0,
-    seed: int = 0,
-    quiet: bool = False,
+    val: Sequence[Trajectory],
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    batch: int,
+    loss_weight: float,
+    clip: float,
+    seed: int,
+    quiet: bool,
 ) -> list[float]:
-    """Train by AdamW (cosine decay) on the absolute error of the forecasts; the loss of every step.
-
-    Every step draws an architecture, ``batch`` of its runs, each at a time of its own, and ``DRAWN`` numbers of intervals
-    ahead. The errors of a tensor are in units of its pace times the root of the number of intervals, so that all numbers and
-    tensors weigh alike.
-
-    Args:
-        nowcaster: is trained in place.
-        trajectories: an interval apart what the nowcaster is meant for; longer than ``past`` checkpoints.
-        val: trajectories on which, ten times, the error at the horizon is taken; the best weights are kept.
-        steps, lr, weight_decay, batch: of AdamW.
-        clip: the largest norm of the gradient.
-        seed: of what is drawn.
-        quiet: no progress bar.
-
-    Raises:
-        UserError: no trajectories, or too short ones; options that are none.
-        RunError: the loss is not finite.
-    """
+    """``Nowcaster.fit``; the loss of every step."""
     if not trajectories or min(steps, batch) < 1 or lr <= 0:
         raise UserError("fit needs at least one trajectory, and positive steps, batch and lr")
     for trajectory in (*trajectories, *val):
