@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from neural_graphs._io import atomic_write, write_json
+from neural_graphs._memory import keep_buffers
 from neural_graphs._progress import progress
 from neural_graphs.errors import UserError
 from neural_graphs.optim._config import MetaConfig, to_yaml
@@ -54,6 +55,7 @@ def train_rule(config: MetaConfig, resume: bool = False, quiet: bool = False) ->
         UserError: the folder holds another run, or an unfinished one while ``resume`` is off.
     """
     torch.set_num_threads(1)
+    keep_buffers()
     folder = Path(config.out)
     rule = create_rule(**{"seed": config.seed, **config.rule})
     config = dataclasses.replace(config, rule=rule.config)

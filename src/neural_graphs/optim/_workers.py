@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_graphs._memory import keep_buffers
 from neural_graphs._threads import default_threads
 from neural_graphs.errors import RunError
 from neural_graphs.optim._config import MetaConfig
@@ -109,6 +110,7 @@ class Workers:
 def _serve(connection: Connection, config: MetaConfig, numbers: range) -> None:
     """What a worker process does: answer until the other end is closed."""
     torch.set_num_threads(1)
+    keep_buffers()
     slots = Slots(config, numbers)
     while True:
         try:
