@@ -73,7 +73,7 @@ LESS = {
 # `zoo` and `bench` show the example of one of their verbs.
 SLOW = (
     "quickstart", "edit", "zoo", "zoo make", "bench", "bench step", "bench fit", "bench render", "bench bulk",
-    "bench generalisation", "bench optimiser", "bench trace",
+    "bench generalisation", "bench optimiser", "bench nowcast", "bench trace",
 )  # fmt: skip
 
 
