@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from neural_graphs._io import read_json
 from neural_graphs.errors import UserError
 from neural_graphs.optim import _evaluate
 from neural_graphs.optim._baselines import Setting, schedule_factor
@@ -139,6 +140,13 @@ def test_comparison_with_tuned_adam(tmp_path, monkeypatch):
     assert ff.time_over_adam is not None and ff.time_over_adam[1] > 1
     with pytest.raises(UserError, match="must be among"):
         compare(TASK, {}, tmp_path, baselines=("sgd",))
+
+
+def test_tuning_over_a_shorter_horizon(tmp_path, monkeypatch):
+    monkeypatch.setattr(_evaluate, "GRIDS", {"adam": [Setting("adam", 0.02), Setting("adam", 0.01)]})
+    compare(TASK, {}, tmp_path, (1, 2), ("adam",), timing=False, tuning_steps=7)
+    steps = {path.name.split("-")[0]: read_json(path)["key"]["task"]["steps"] for path in tmp_path.rglob("*.json")}
+    assert steps == {"tune": 7, "test": 30}
 
 
 def test_adam_takes_the_time_of_adam():

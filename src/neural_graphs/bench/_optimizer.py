@@ -44,13 +44,15 @@ def learned_optimizers(
     timing: bool = True,
     device: str = "cpu",
     tuning_seeds: Sequence[int] = TUNING_SEEDS,
+    tuning_steps: int | None = None,
     command: str = "",
 ) -> list[Row]:
     """Compare ``rules`` with tuned ``baselines`` on every task of ``groups`` (see ``HELD_OUT``), with every seed.
 
     ``rules`` maps a name to rules of several meta-seeds: names of shipped weights, files, folders of meta-trainings,
     or rules (with their learning rate as ``Learned``). Rules are run as their cards say, untuned; with ``knob`` also
-    with a learning rate that is tuned over five factors. ``steps`` replaces the tasks' horizons.
+    with a learning rate that is tuned over five factors. ``steps`` replaces the tasks' horizons, ``tuning_steps`` those
+    that settings are tuned over.
 
     Rows of ``results/optimiser-<group>.json`` have a task as their ``part``: ``train_loss`` (on 5,000 training
     images), ``last_loss`` (of the last minibatches), ``test_accuracy``, each with the mean difference to tuned Adam
@@ -70,7 +72,7 @@ def learned_optimizers(
     rows: list[Row] = []
     for group, tasks in planned.items():
         results = {
-            task.name: compare(task, read, runs, seeds, baselines, knob, timing, tuning_seeds)
+            task.name: compare(task, read, runs, seeds, baselines, knob, timing, tuning_seeds, tuning_steps)
             for task in track(tasks, f"optimiser-{group}")
         }
         own = [entry for task in tasks for entry in _task_rows(task, results[task.name], len(seeds))]
@@ -80,6 +82,7 @@ def learned_optimizers(
             **({"steps": steps} if steps is not None else {}),
             "seeds": ",".join(map(str, seeds)),
             "tuning seeds": ",".join(map(str, tuning_seeds)),
+            **({"tuning steps": tuning_steps} if tuning_steps is not None else {}),
         }
         path = Path(out) / f"optimiser-{group}.json"
         write_results(path, path.stem, command, dataset, own, replaces=("method", "variant", "metric", "part"))

@@ -42,6 +42,7 @@ def add(inner: Any) -> None:
     parser.add_argument(
         "--tuning-seeds", type=integers, default=(1001, 1002), metavar="N,N", help="(default: 1001,1002)"
     )
+    parser.add_argument("--tuning-steps", type=positive, metavar="N", help="horizon of tuning (default: the tasks')")
     parser.add_argument("--steps", type=positive, metavar="N", help="horizon of all tasks (default: their own)")
     parser.add_argument("--baselines", metavar="A,B", help="(default: sgd,adam,adamw,nadamw,muon)")
     parser.add_argument("--no-knob", action="store_true", help="do not tune the rules' learning rate")
@@ -61,7 +62,8 @@ def _optimizer(options: argparse.Namespace) -> int:
 
     chosen = {name: getattr(options, name).split(",") for name in ("groups", "baselines") if getattr(options, name)}
     kept = {
-        name: getattr(options, name) for name in ("seeds", "tuning_seeds", "steps", "device", "out", "runs", "command")
+        name: getattr(options, name)
+        for name in ("seeds", "tuning_seeds", "tuning_steps", "steps", "device", "out", "runs", "command")
     }
     rows = learned_optimizers(rules, knob=not options.no_knob, **chosen, **kept)
     if options.json:

@@ -91,23 +91,26 @@ def compare(
     knob: bool = True,
     timing: bool = True,
     tuning_seeds: Sequence[int] = TUNING_SEEDS,
+    tuning_steps: int | None = None,
 ) -> list[Compared]:
     """All ``baselines``, tuned on the task, and ``rules`` (name -> one per meta-seed), untuned.
 
     With ``knob`` rules are also run with their learning rate tuned. What is in ``folder`` already is not done again. Runs of
-    one seed start from the same network and see the same minibatches. Adam must be among the baselines.
+    one seed start from the same network and see the same minibatches. Adam must be among the baselines. What is tuned is
+    tuned over the whole horizon, or over ``tuning_steps``, schedules with it.
     """
     if "adam" not in baselines:
         raise UserError("rules are compared with tuned Adam: it must be among the baselines")
-    found = [_baseline(task, name, folder, seeds, tuning_seeds) for name in baselines]
+    tuning = task if tuning_steps is None else task.with_steps(tuning_steps)
+    found = [_baseline(task, tuning, name, folder, seeds, tuning_seeds) for name in baselines]
     adam = found[list(baselines).index("adam")]
     best_loss = min(found, key=lambda entry: entry.tuned.loss if entry.tuned else float("inf"))
     best_accuracy = max(found, key=lambda entry: entry.tuned.accuracy if entry.tuned else 0.0)
-    found.append(_baseline(task, "adam", folder, seeds, tuning_seeds, constant=True))
+    found.append(_baseline(task, tuning, "adam", folder, seeds, tuning_seeds, constant=True))
     for name, learned in rules.items():
         found.append(_rule(task, name, learned, folder, seeds))
         if knob:
-            found.append(_tuned_rule(task, name, learned, folder, seeds, tuning_seeds))
+            found.append(_tuned_rule(task, tuning, name, learned, folder, seeds, tuning_seeds))
     times: dict[int, tuple[float, float]] = {}
     if timing:
         timed = [entry for entry in found if not entry.variant]
@@ -134,13 +137,14 @@ def compare(
 
 def _baseline(
     task: InnerTask,
+    tuning: InnerTask,
     name: str,
     folder: str | os.PathLike[str],
     seeds: Sequence[int],
     tuning_seeds: Sequence[int],
     constant: bool = False,
 ) -> _Found:
-    tuned = tune(task, name, folder, seeds=tuning_seeds, schedules=("constant",) if constant else None)
+    tuned = tune(tuning, name, folder, seeds=tuning_seeds, schedules=("constant",) if constant else None)
     chosen = (tuned.by_loss, tuned.by_accuracy)
     records = dict(
         zip(dict.fromkeys(chosen), run_settings(task, list(dict.fromkeys(chosen)), folder, seeds), strict=True)
@@ -160,13 +164,14 @@ def _rule(
 
 def _tuned_rule(
     task: InnerTask,
+    tuning: InnerTask,
     name: str,
     learned: Sequence[Learned],
     folder: str | os.PathLike[str],
     seeds: Sequence[int],
     tuning_seeds: Sequence[int],
 ) -> _Found:
-    chosen = [tune_rule(task, one, folder, tuning_seeds) for one in learned]
+    chosen = [tune_rule(tuning, one, folder, tuning_seeds) for one in learned]
     by_loss, by_accuracy = ([run_rule(task, one, folder, seeds) for one in side] for side in zip(*chosen, strict=True))
     settings = tuple(f"lr {', '.join(f'{one.lr:g}' for one in side)}" for side in zip(*chosen, strict=True))
     best = chosen[0][0]
