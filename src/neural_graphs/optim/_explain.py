@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
+
+from neural_graphs.optim import _plain_adam
+from neural_graphs.optim._optimizer_state import StepPlan
 
 COLUMNS = ("parameter", "kind", "entries", "step", "adam", "gain", "cosine", "relative", "replaced")
 
@@ -32,11 +39,35 @@ def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def step_row(
+def explained(
+    plan: StepPlan, summary: Mapping[str, Tensor] | None, rates: Sequence[float], steps: Sequence[int]
+) -> StepTable:
+    """The table of a step of ``plan`` with these learning rates, of which a rule said ``summary`` (see ``Proposal``)."""
+    rows = StepTable()
+    known = dict(zip(plan.names, zip(plan.views, rates, strict=True), strict=True))
+    if summary is not None:
+        for number, piece in enumerate(plan.wiring.pieces):
+            view, rate = known[piece.parameter]
+            figures = (float(summary[key][0, number]) for key in ("step", "nominal", "cosine", "replaced"))
+            step, adam, cosine, replaced = figures
+            row = (piece.parameter, piece.kind, piece.numel, step * rate, adam * rate, cosine)
+            rows.append(_row(*row, _rms(piece.read(view)), int(replaced)))
+    outside = range(plan.count, len(plan.names))
+    moved = _plain_adam.nominal(plan.held[plan.count :], steps[plan.count :]) if outside else []
+    for number, update in zip(outside, moved, strict=True):
+        size, name, view = _rms(update) * rates[number], plan.names[number], plan.views[number]
+        rows.append(_row(name, "adam", view.numel(), size, size, 1.0, _rms(view), 0))
+    return rows
+
+
+def _row(
     parameter: str, kind: str, entries: int, step: float, adam: float, cosine: float, weight: float, replaced: int
 ) -> dict[str, Any]:
-    """A row of ``StepTable``; ``weight`` is the root mean square of the weights."""
-    relative = step / weight if weight > 0 else float("inf") if step > 0 else 0.0
-    gain = step / adam if adam > 0 else 1.0 if step == adam else float("inf")
+    relative = step / weight if weight > 0 else math.inf if step > 0 else 0.0
+    gain = step / adam if adam > 0 else 1.0 if step == adam else math.inf
     values = (parameter, kind, entries, step, adam, gain, cosine, relative, replaced)
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _rms(value: Tensor) -> float:
+    return float(value.double().square().mean().sqrt())
