@@ -55,7 +55,7 @@ class MetaConfig:
     lr: float = 0.01
     schedule: Literal["linear", "constant"] = "linear"
     method: Literal["pes", "backprop"] = "pes"
-    steps: int = 400
+    steps: int = 200
     slots: int = 8
     pairs: int = 8
     truncation: int = 25
@@ -68,7 +68,7 @@ class MetaConfig:
     loss_clip: float = 4.6
     seed: int = 0
     workers: int = 1
-    eval_every: int = 40
+    eval_every: int = 25
     eval_tasks: int = 6
     out: str = ""
 

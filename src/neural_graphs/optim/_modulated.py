@@ -61,6 +61,8 @@ class ModulatedAdam(UpdateRule):
 
     betas = BETAS
     beta2 = BETA2
+    figures = True
+    """Whether proposals say the figures of whitened pieces, which cost two more walks over their parameters."""
 
     def __init__(self, hidden: int, magnitude: bool = True, whiten: bool = False, seed: int = 0) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ class ModulatedAdam(UpdateRule):
         vectors, offsets = found
         updates, summary = edges.updates(weights["matrix"], vectors, walk, weights["heads"], offsets[:, :, 0])
         if self.whiten:
-            summary = Whitening(wiring, grads, state, walk.scales).add(updates, offsets[:, :, 1], summary)
+            summary = Whitening(wiring, grads, state, walk.scales).add(updates, offsets[:, :, 1], summary, self.figures)
         squared, nominal, product, replaced = summary.unbind(2)
         figures = {
             "step": (squared / at.numel).sqrt(),

@@ -31,6 +31,7 @@ class Slot:
 
     def __init__(self, config: MetaConfig, rule: UpdateRule, number: int) -> None:
         self.config, self.rule, self.number = config, rule, number
+        rule.figures = False
         self.shapes = {name: value.shape for name, value in rule.named_parameters()}
         self.count = 2 * config.pairs if config.method == "pes" else config.pairs
         self.drawn = 0

@@ -29,19 +29,21 @@ class Whitening:
     def __init__(self, wiring: Wiring, grads: Mapping[str, Tensor], state: State, scales: Tensor) -> None:
         self.wiring, self.grads, self.state, self.scales = wiring, grads, state, scales
 
-    def add(self, updates: Mapping[str, Tensor], shares: Tensor, summary: Tensor) -> Tensor:
-        """Add ``shares [P, B]`` times O to ``updates``; the sums of ``TorchEdges.updates`` as they then are."""
+    def add(self, updates: Mapping[str, Tensor], shares: Tensor, summary: Tensor, figures: bool = True) -> Tensor:
+        """Add ``shares [P, B]`` times O to ``updates``; with ``figures``, the sums of ``TorchEdges.updates`` as they are."""
         columns = list(summary.unbind(1))
         for number, piece in enumerate(self.wiring.pieces):
             if piece.source is None or piece.kind == "embedding":
                 continue
-            added = self.direction(piece) * shares[:, number, None, None, None]
-            added = torch.where(added.isfinite(), added, torch.zeros_like(added))
-            update = piece.read(updates[piece.parameter]) + added
-            nominal = self._nominal(piece, number)
-            sums = [update * update, nominal * nominal, update * nominal]
-            columns[number] = torch.stack([*(value.sum((1, 2, 3)) for value in sums), columns[number][:, 3]], 1)
-            piece.write(updates[piece.parameter], update)
+            whole = updates[piece.parameter]
+            update = piece.read(whole)
+            update.addcmul_(self.direction(piece), shares[:, number, None, None, None])
+            if update.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():  # no view
+                piece.write(whole, update)
+            if figures:
+                nominal = self._nominal(piece, number)
+                sums = [(a * b).sum((1, 2, 3)) for a, b in ((update, update), (nominal, nominal), (update, nominal))]
+                columns[number] = torch.stack([*sums, columns[number][:, 3]], 1)
         return torch.stack(columns, 1)
 
     def direction(self, piece: Piece) -> Tensor:
