@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("particles", "tiles", "pieces", "places", "sums", "hidden", "threads")),
         *((name, ctypes.c_void_p) for name in ("tile", "strides")),
         *((name, ctypes.c_void_p) for name in ("weight", "gradient", "momenta", "square", "update")),
-        ("decay", ctypes.c_float * 4),
+        ("decay", ctypes.c_double * 4),
         ("epsilon", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("statistics", "square_sums", "scales", "factor", "vectors", "matrix")),
         *((name, ctypes.c_void_p) for name in ("heads", "offsets", "message_sums", "summary")),
@@ -52,6 +52,7 @@ class _Task(ctypes.Structure):
     )
 
 
+@cache
 def _function(name: str) -> Any:
     return native_function(Path(__file__).with_name("_rule_kernel.cpp"), name, (ctypes.POINTER(_Task),))
 
@@ -67,8 +68,7 @@ def edges_of(
     """The compiled walks where they can be taken: on the CPU in float32, with nothing to differentiate."""
     first = state[wiring.pieces[0].parameter]["square"]
     if first.device.type == "cpu" and first.dtype == torch.float32 and not differentiable:
-        shapes = tuple(tuple(params[name].shape[1:]) for name in wiring.parameters)
-        tiles = _tiles(wiring, at, shapes)
+        tiles = _tiles(wiring, at, tuple([params[name].shape[1:] for name in wiring.parameters]))
         if tiles is not None and _function("measure") is not None:
             return NativeEdges(wiring, at, params, grads, state, tiles)
     return TorchEdges(wiring, at, params, grads, state)
@@ -76,12 +76,43 @@ def edges_of(
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """The source's tiles ``[T, 12]``; which piece each belongs to; where column sums of split pieces are added."""
+    """The source's tiles ``[T, 12]``; which piece each belongs to; where column sums of split pieces are added.
+
+    ``task`` is what the source is told that no step changes.
+    """
 
     table: np.ndarray
     piece: Tensor
     sums: int
     extra: Tensor | None
+    entries: int
+    at: Places
+
+    @cached_property
+    def task(self) -> _Task:
+        at, tiles = self.at, self
+        return _Task(
+            tiles=len(tiles.table),
+            pieces=len(at.targets),
+            places=at.count,
+            sums=tiles.sums,
+            tile=tiles.table.ctypes.data,
+            neurons=at.neurons,
+            context=CONTEXT,
+            fixed=STATIC,
+            ages=len(TIMES),
+            extra=None if tiles.extra is None else tiles.extra.data_ptr(),
+            piece=at.piece.data_ptr(),
+            side=at.side.data_ptr(),
+            neuron=at.neuron.data_ptr(),
+            slot=at.slot.data_ptr(),
+            summed=at.summed.data_ptr(),
+            collected=at.collected.data_ptr(),
+            numel=at.numel.data_ptr(),
+            statics=at.static.data_ptr(),
+            decay=(ctypes.c_double * 4)(*BETAS, BETA2),
+            epsilon=EPSILON,
+        )
 
 
 @lru_cache(maxsize=256)
@@ -121,7 +152,8 @@ def _tiles(wiring: Wiring, at: Places, shapes: tuple[tuple[int, ...], ...]) -> _
                 rows.append((tensor, number, start, count, columns, taps, by_row, by_column, by_tap, *where))
     table = np.array(rows, np.int64)
     added = torch.cat(extra) if extra else None
-    return _Tiles(table, torch.from_numpy(table[:, 1].copy()), beyond, added)
+    entries = sum(piece.numel for piece in wiring.pieces)
+    return _Tiles(table, torch.from_numpy(table[:, 1].copy()), beyond, added, entries, at)
 
 
 def _strides(piece: Piece, shape: tuple[int, ...]) -> tuple[int, tuple[int, int, int]] | None:
@@ -153,40 +185,16 @@ class NativeEdges:
         self._momenta = [state[name]["momenta"] for name in names]
         self._squares = [state[name]["square"] for name in names]
         self.networks = len(self._params[0])
-        entries = self.networks * sum(piece.numel for piece in wiring.pieces)
-        self.task = _Task(
-            particles=self.networks,
-            tiles=len(tiles.table),
-            pieces=len(wiring.pieces),
-            places=at.count,
-            sums=tiles.sums,
-            threads=max(1, min(torch.get_num_threads(), entries // _PER_THREAD)),
-            tile=tiles.table.ctypes.data,
-            neurons=at.neurons,
-            context=CONTEXT,
-            fixed=STATIC,
-            ages=len(TIMES),
-            extra=None if tiles.extra is None else tiles.extra.data_ptr(),
-            piece=at.piece.data_ptr(),
-            side=at.side.data_ptr(),
-            neuron=at.neuron.data_ptr(),
-            slot=at.slot.data_ptr(),
-            summed=at.summed.data_ptr(),
-            collected=at.collected.data_ptr(),
-            numel=at.numel.data_ptr(),
-            statics=at.static.data_ptr(),
-            decay=(ctypes.c_float * 4)(*BETAS, BETA2),
-            epsilon=EPSILON,
-        )
-
-        groups = (self._params, self._grads, self._momenta, self._squares)
+        self.task = _Task.from_buffer_copy(tiles.task)
+        self.task.particles = self.networks
+        self.task.threads = max(1, min(torch.get_num_threads(), self.networks * tiles.entries // _PER_THREAD))
         self._strides = np.zeros((len(names), 6), np.int64)
         self._strides[:, 5] = [value.stride(0) for value in self._momenta]
         self._pointers: list[np.ndarray] = []
-        self._point(0, "weight", groups[0])
-        self._point(1, "gradient", groups[1])
-        self._point(2, "momenta", groups[2], axis=1)
-        self._point(3, "square", groups[3])
+        self._point(0, "weight", self._params)
+        self._point(1, "gradient", self._grads)
+        self._point(2, "momenta", self._momenta, axis=1)
+        self._point(3, "square", self._squares)
         self.task.strides = self._strides.ctypes.data
 
     def _point(self, column: int, field: str, tensors: list[Tensor], axis: int = 0) -> None:
@@ -258,7 +266,8 @@ class NativeEdges:
 
 def _dense(value: Tensor) -> Tensor:
     """In float32, every network's numbers in order."""
-    value = value.detach()
+    if value.requires_grad:
+        value = value.detach()
     if value.dtype != torch.float32:
         value = value.float()
-    return value if value[0].is_contiguous() else value.contiguous()
+    return value if value.is_contiguous() or value[0].is_contiguous() else value.contiguous()

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neural_graphs.errors import RunError, UserError
+from neural_graphs.errors import UserError
 from neural_graphs.optim import _plain_adam
-from neural_graphs.optim._explain import StepTable, step_row
-from neural_graphs.optim._optimizer_state import StepPlan
+from neural_graphs.optim._explain import StepTable, explained
+from neural_graphs.optim._optimizer_state import StepPlan, copied
+from neural_graphs.optim._repair import repair
 from neural_graphs.optim._rule import UpdateRule
 from neural_graphs.optim._traced import TracedParameters
 from neural_graphs.optim._weights import load_rule
@@ -116,7 +117,7 @@ class LearnedOptimizer(Optimizer):
     # -- a step -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient; the loss of ``closure``, if there is one.
 
         Nothing is written before all that can fail has been checked: gradients before any state, updates before any
@@ -124,7 +125,7 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             UserError: the module is no longer what was traced, or a gradient is sparse.
-            RunError: a gradient is not finite.
+            RunError: a gradient is not finite, or the state is not (after a bad ``load_state_dict``).
         """
         loss = None
         if closure is not None:
@@ -158,23 +159,19 @@ class LearnedOptimizer(Optimizer):
                 memory.clear()
                 self._remembered = plan.names
             inside = zip(plan.names, gradients[: plan.count], strict=False)
+            own = dict(zip(plan.names, steps[: plan.count], strict=False))
             proposal = self.rule.propose(
                 plan.wiring,
                 plan.params,
                 {name: gradient.detach().unsqueeze(0) for name, gradient in inside},
                 plan.state,
-                dict(zip(plan.names, steps[: plan.count], strict=False)),
+                own,
                 plan.weights,
                 memory if self.every > 1 else None,
             )
+            repair(self.rule, proposal, plan.state, own)
             updates = [proposal.updates[name] for name in plan.names[: plan.count]]
             summary = proposal.summary
-            if not bool(summary["step"].isfinite().all()):
-                where = int((~summary["step"][0].isfinite()).nonzero()[0])
-                raise RunError(
-                    f"the state of {plan.wiring.pieces[where].parameter} gives a step that is not finite; no parameter was "
-                    "updated: load an earlier state"
-                )
         if len(gradients) > plan.count:
             others = _plain_adam.advance(gradients[plan.count :], plan.held[plan.count :], steps[plan.count :])
             updates += [update.unsqueeze(0) for update in others]
@@ -202,23 +199,7 @@ class LearnedOptimizer(Optimizer):
         """
         if not self._last:
             raise UserError("no step has been made yet: call explain() after step()")
-        plan, summary, rates = (self._last[key] for key in ("plan", "summary", "rates"))
-        rows = StepTable()
-        known = dict(zip(plan.names, zip(plan.views, rates, strict=True), strict=True))
-        for number, piece in enumerate(plan.wiring.pieces if plan.count else ()):
-            view, rate = known[piece.parameter]
-            step, adam, cosine, replaced = (
-                float(summary[key][0, number]) for key in ("step", "nominal", "cosine", "replaced")
-            )
-            weight = _rms(piece.read(view))
-            row = (piece.parameter, piece.kind, piece.numel, step * rate, adam * rate, cosine, weight, int(replaced))
-            rows.append(step_row(*row))
-        outside = range(plan.count, len(plan.names))
-        moved = _plain_adam.nominal(plan.held[plan.count :], self._last["steps"][plan.count :]) if outside else []
-        for number, update in zip(outside, moved, strict=True):
-            size, name, view = _rms(update) * rates[number], plan.names[number], plan.views[number]
-            rows.append(step_row(name, "adam", view.numel(), size, size, 1.0, _rms(view), 0))
-        return rows
+        return explained(**self._last)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -251,8 +232,8 @@ class LearnedOptimizer(Optimizer):
             raise UserError("this is no state dict of a LearnedOptimizer: give what its state_dict() returned")
         if learned["digest"] != (digest := self.rule.digest()):
             raise UserError(
-                f"this state dict was made with other meta-weights ({_describe(learned['config'], learned['digest'])}) than "
-                f"this optimizer's ({_describe(self.rule.config, digest)}): construct it with the same weights"
+                f"this state dict was made with other meta-weights ({learned['config']['name']}, {learned['digest'][:8]}) "
+                f"than this optimizer's ({self.rule.config['name']}, {digest[:8]}): construct it with the same weights"
             )
         ids = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -270,7 +251,7 @@ class LearnedOptimizer(Optimizer):
                     self.state[parameter][key] = value.detach().clone().to(parameter.device)
         self.count, self.total_steps, self.every = (learned[key] for key in ("count", "total_steps", "every"))
         device = parameters[0].device if parameters else torch.device("cpu")
-        self._memory, self._remembered = _copied(learned["memory"], device), list(learned["remembered"])
+        self._memory, self._remembered = copied(learned["memory"], device), list(learned["remembered"])
         self._plan, self._last = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,19 +263,3 @@ class LearnedOptimizer(Optimizer):
             "_last": {},
             "_constructed": True,
         }
-
-
-def _describe(config: dict[str, Any], digest: str) -> str:
-    return f"{config.get('name', '?')}, {digest[:8]}"
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(part, device) for key, part in value.items()}
-    return type(value)(_copied(part, device) for part in value) if isinstance(value, (list, tuple)) else value
-
-
-def _rms(value: Tensor) -> float:
-    return float(value.double().square().mean().sqrt())

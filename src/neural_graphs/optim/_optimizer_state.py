@@ -91,3 +91,12 @@ class StepPlan:
 def weights_of(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """The rule's weights, ``[1, *shape]``."""
     return {name: value.detach().to(device, dtype).unsqueeze(0) for name, value in rule.named_parameters()}
+
+
+def copied(value: Any, device: torch.device) -> Any:
+    """A copy of the tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        return value.detach().to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: copied(part, device) for key, part in value.items()}
+    return type(value)(copied(part, device) for part in value) if isinstance(value, (list, tuple)) else value

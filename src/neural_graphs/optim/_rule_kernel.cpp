@@ -27,7 +27,7 @@ struct Task {
   const Tile* tile;
   const int64_t* strides;  // per tensor: between particles of weight, gradient, momenta, square, update; between momenta
   float *const *weight, *const *gradient, *const *momenta, *const *square, *const *update;
-  float decay[4];  // of the momenta, of the square
+  double decay[4];  // of the momenta, of the square; in float, 1 - 0.999 would be off by 5e-5
   float epsilon;
   float* statistics;       // [P, tiles, STATISTICS]
   float* square_sums;      // [P, sums]
@@ -144,6 +144,9 @@ void measure_tile(const Task& task, int64_t p, int64_t number) {
   std::memset(columns, 0, 4 * padded);
   double sums[STATISTICS] = {};
   float* out = task.square_sums + p * task.sums;
+  const float keep = task.decay[MOMENTA];
+  float enter[MOMENTA + 1];
+  for (int k = 0; k <= MOMENTA; k++) enter[k] = 1 - task.decay[k];
   for (int64_t r = 0; r < t.rows; r++) {
     const int64_t begin = r * t.row_stride;
     vec part[STATISTICS] = {};
@@ -152,12 +155,12 @@ void measure_tile(const Task& task, int64_t p, int64_t number) {
       vec m[MOMENTA];
       for (int k = 0; k < MOMENTA; k++) {
         m[k] = row.read(at.momentum[k] + begin, e);
-        m[k] += (1 - task.decay[k]) * (g - m[k]);
+        m[k] += enter[k] * (g - m[k]);
         row.write(at.momentum[k] + begin, e, m[k]);
         part[2 + k] += m[k] * m[k];
       }
       vec v = row.read(at.square + begin, e);
-      v = task.decay[MOMENTA] * v + (1 - task.decay[MOMENTA]) * (g * g);
+      v = keep * v + enter[MOMENTA] * (g * g);
       row.write(at.square + begin, e, v);
       part[0] += g * g;
       part[1] += w * w;
