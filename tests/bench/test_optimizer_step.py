@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neural_graphs.bench import optimizer_steps, read_results
+from neural_graphs.bench import _optimizer_step, optimizer_steps, read_results
 from neural_graphs.bench._optimizer_step import ResNet18
 from neural_graphs.errors import UserError
 
 
-def test_rows(tmp_path):
+def test_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(_optimizer_step, "LONG", 0.01)
     out = tmp_path / "optimiser-step.json"
-    rows = optimizer_steps(out, networks=["mlp"], every=(1, 3), rounds=2, thread_counts=(1,))
+    rows = optimizer_steps(
+        out, networks=["mlp"], rules=_optimizer_step.RULES, every=(1, 3), rounds=2, thread_counts=(1,)
+    )
     assert read_results(out)["rows"] == rows
     ratios = {(r["method"], r["variant"]): r for r in rows if r["metric"] == "cost_ratio"}
     names = [("graph", 1), ("graph", 3), ("lstm", 1), ("ff", 1)]

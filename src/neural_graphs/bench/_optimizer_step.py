@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,18 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_graphs._progress import progress
-from neural_graphs.bench._machine import in_turn, median_ratio, threads
+from neural_graphs.bench._machine import in_turn, median_ratio, seconds, threads
 from neural_graphs.bench._results import Row, row, write_results
 from neural_graphs.errors import UserError
-from neural_graphs.optim import LearnedOptimizer, create_rule
+from neural_graphs.optim import LearnedOptimizer, UpdateRule, create_rule, list_weights, load_rule
 
 RULES = ("graph", "lstm", "ff")
+"""Untrained rules, which cost what trained ones do."""
+
+LONG = 0.1
+"""Seconds of a measurement."""
 
 
 def optimizer_steps(
     out: str | os.PathLike[str] | None = "results/optimiser-step.json",
     *,
     networks: Sequence[str] = ("mlp", "resnet18"),
+    rules: Sequence[str] | None = None,
     every: Sequence[int] = (1, 2, 5, 10),
     rounds: int = 7,
     thread_counts: Sequence[int] = (1, 2),
@@ -34,8 +40,9 @@ def optimizer_steps(
     """Time ``LearnedOptimizer.step`` and ``torch.optim.Adam.step`` (both as they come) in turn, on equal gradients.
 
     Networks: ``mlp`` is 784-256-10, ``resnet18`` that of He et al. (2016) for images of 32 x 32 (a 3 x 3 stem, no pooling).
-    The graph is asked every k-th step, k of ``every``: a measurement is the mean of k steps. Rules without a graph are
-    measured once. Weights are untrained, which costs the same.
+    ``rules`` are names of untrained rules or what ``load_rule`` takes; default: ``RULES`` and all shipped weights. The graph
+    is asked every k-th step, k of ``every``; rules without a graph are measured once. A measurement is the mean of as many
+    steps as take a tenth of a second, a multiple of k, so that what else the machine does hits short and long steps alike.
 
     Rows (method: the rule, variant: network, threads, k): ``cost_ratio`` (seconds over Adam's, round by round),
     ``step_seconds``, and ``training_ratio``: the same with forward and backward pass on a batch of 128 (``resnet18``: 16)
@@ -43,7 +50,10 @@ def optimizer_steps(
     """
     if unknown := [name for name in networks if name not in NETWORKS]:
         raise UserError(f"no network {unknown[0]!r} to time: choose among {', '.join(NETWORKS)}")
-    plans = [(rule, k) for rule in RULES for k in (every if rule == "graph" else (1,))]
+    made = {name: _rule(name) for name in (rules or (*RULES, *list_weights()))}
+    plans = [
+        (name, rule, k) for name, rule in made.items() for k in (every if rule.config["name"] == "graph" else (1,))
+    ]
     rows: list[Row] = []
     with progress("bench optimiser-step", len(networks) * len(thread_counts)) as bar:
         for network in networks:
@@ -64,7 +74,7 @@ def _measure(
     model: nn.Module,
     shape: tuple[int, ...],
     batch: int,
-    plans: Sequence[tuple[str, int]],
+    plans: Sequence[tuple[str, UpdateRule, int]],
     rounds: int,
     count: int,
 ) -> list[Row]:
@@ -77,24 +87,26 @@ def _measure(
         F.cross_entropy(model(x), labels).backward()
 
     training()
-    works: list[Callable[[], Any]] = [training, _steps(_adam(_copy(model)), 1)]
-    for rule, k in plans:
+    works = [_repeated(training), _repeated(_adam(_copy(model)).step)]
+    for _, rule, k in plans:
         twin = _copy(model)
-        works.append(_steps(LearnedOptimizer(twin, create_rule(rule), x[:2], lr=1e-6, every=k), k))
-    passes, adam, *ours = in_turn(works, rounds)
+        works.append(_repeated(LearnedOptimizer(twin, rule, x[:2], lr=1e-6, every=k).step, k))
+    taken = in_turn([work for work, _ in works], rounds)
+    passes, adam, *ours = ([value / often for value in own] for own, (_, often) in zip(taken, works, strict=True))
     rows = [row("adam", "step_seconds", adam, f"{network} threads={count}")]
-    for (rule, k), taken in zip(plans, ours, strict=True):
-        taken = [seconds / k for seconds in taken]
+    for (name, _, k), own in zip(plans, ours, strict=True):
         variant = f"{network} threads={count} k={k}"
         numel = sum(parameter.numel() for parameter in model.parameters())
-        rows.append(
-            row(rule, "cost_ratio", [o / a for o, a in zip(taken, adam, strict=True)], variant, parameters=numel)
-        )
-        rows[-1]["median"] = median_ratio(taken, adam)
-        whole = [(p + o) / (p + a) for p, o, a in zip(passes, taken, adam, strict=True)]
-        rows.append(row(rule, "training_ratio", whole, variant))
-        rows.append(row(rule, "step_seconds", taken, variant))
+        rows.append(row(name, "cost_ratio", [o / a for o, a in zip(own, adam, strict=True)], variant, parameters=numel))
+        rows[-1]["median"] = median_ratio(own, adam)
+        whole = [(p + o) / (p + a) for p, o, a in zip(passes, own, adam, strict=True)]
+        rows.append(row(name, "training_ratio", whole, variant))
+        rows.append(row(name, "step_seconds", own, variant))
     return rows
+
+
+def _rule(name: str) -> UpdateRule:
+    return create_rule(name) if name in RULES else load_rule(name)[0]
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -109,12 +121,17 @@ def _adam(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=1e-6)
 
 
-def _steps(optimizer: torch.optim.Optimizer, count: int) -> Callable[[], None]:
+def _repeated(work: Callable[[], Any], multiple: int = 1) -> tuple[Callable[[], None], int]:
+    """``work`` as many times as take a while, a multiple of ``multiple``; and how many times that is."""
+    work()
+    taken = seconds(work)
+    count = multiple * math.ceil(LONG / taken / multiple)
+
     def run() -> None:
         for _ in range(count):
-            optimizer.step()
+            work()
 
-    return run
+    return run, count
 
 
 class ResNet18(nn.Module):

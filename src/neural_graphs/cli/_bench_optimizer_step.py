@@ -19,6 +19,9 @@ def add(inner: Any) -> None:
     )
     parser.add_argument("--networks", default="mlp,resnet18", metavar="A,B", help="(default: mlp,resnet18)")
     parser.add_argument(
+        "--rules", metavar="A,B", help="rules or weights (default: graph,lstm,ff and all shipped weights)"
+    )
+    parser.add_argument(
         "--every",
         type=integers,
         default=(1, 2, 5, 10),
@@ -38,4 +41,5 @@ def _run(options: argparse.Namespace) -> int:
     from neural_graphs.bench import optimizer_steps
 
     kept = {key: getattr(options, key) for key in ("out", "every", "rounds", "thread_counts", "seed", "command")}
-    return show(optimizer_steps(networks=options.networks.split(","), **kept), options)
+    rules = options.rules.split(",") if options.rules else None
+    return show(optimizer_steps(rules=rules, networks=options.networks.split(","), **kept), options)
