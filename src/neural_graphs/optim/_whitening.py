@@ -14,13 +14,13 @@ from neural_graphs.optim._wiring import Piece, Wiring
 _BETA, _NUMBER = 0.9, 1
 """Of the momentum that is orthogonalised, among those that rules keep."""
 
-_SCALE = 0.2
-"""Root mean square of a matrix with singular values 1, which is about that of Adam's steps."""
+_SCALE = 0.5
+"""Root mean square of a square matrix with singular values 1: of the size of Adam's first steps."""
 
 
 class Whitening:
     """O for the pieces that connect neurons, embeddings excepted: the Nesterov momentum ``.9 m + .1 g`` as a matrix
-    ``[n_target, n_source taps]`` of each group, with singular values near 1, times ``.2 sqrt(max(rows, columns))``.
+    ``[n_target, n_source taps]`` of each group, with singular values near 1, times ``.5 sqrt(max(rows, columns))``.
 
     Permuting neurons at either end permutes rows and columns, and so does the result. ``scales [P, B, SCALES]`` undo the
     bias of momenta and squares.
