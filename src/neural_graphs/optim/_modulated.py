@@ -140,11 +140,13 @@ class ModulatedAdam(UpdateRule):
 
 def _clock(steps: list[int], like: Tensor) -> tuple[Tensor, Tensor]:
     """Bias corrections ``[B, 4]`` of momenta and mean square, and ages ``[B, len(TIMES)]`` that saturate, of pieces at
-    these steps. Made in float64: 1 - 0.999 in float32 is off by 1e-5."""
-    time = torch.tensor(steps, dtype=torch.float64).unsqueeze(1)
-    corrections = 1 / (1 - torch.tensor([*BETAS, BETA2], dtype=torch.float64) ** time)
-    ages = torch.tanh(time / torch.tensor(TIMES, dtype=torch.float64) - 1)
-    return corrections.to(like), ages.to(like)
+    these steps. Not in float32, where 1 - 0.999 is off by 1e-5, and not in torch, whose calls cost more than the numbers."""
+    corrections = {t: [1 / (1 - decay**t) for decay in (*BETAS, BETA2)] for t in set(steps)}
+    ages = {t: [math.tanh(t / scale - 1) for scale in TIMES] for t in corrections}
+    made = (
+        torch.tensor([known[t] for t in steps], dtype=like.dtype, device=like.device) for known in (corrections, ages)
+    )
+    return next(made), next(made)
 
 
 def linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
