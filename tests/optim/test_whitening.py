@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -136,3 +138,47 @@ def test_without_gradients_nothing_is_added() -> None:
     rule.propose(wiring, params, zeros, state, dict.fromkeys(params, 1))
     whitening = Whitening(wiring, zeros, state, torch.zeros(1, len(wiring.pieces), 10))
     assert all(not whitening.direction(piece).any() for piece in wiring.pieces if piece.source is not None)
+
+
+def test_directions_are_kept_in_a_memory_until_it_is_cleared() -> None:
+    module, example = NETS["mlp"]
+    graph = ng.trace(module, example)
+    params, *grads = drawn(module, 4)
+    wiring, rule = Wiring.of(graph.spec, set(params)), random_rule("ff")
+    state, memory = rule.new_state(params), {}
+    kept = []
+    for number, grad in enumerate(grads):
+        if number == 2:
+            memory.clear()
+        rule.propose(wiring, params, grad, state, dict.fromkeys(params, number + 1), None, memory)
+        kept.append({key: value.clone() for key, value in memory.items() if key.startswith("direction")})
+    assert len(kept[0]) == 3 and all(torch.equal(kept[0][key], kept[1][key]) for key in kept[0])
+    assert not any(torch.equal(kept[1][key], kept[2][key]) for key in kept[0])
+
+
+def test_resuming_between_two_readings_of_the_graph_changes_nothing(tmp_path: Path) -> None:
+    def made() -> tuple[nn.Module, ng.LearnedOptimizer]:
+        net = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+        with torch.no_grad():
+            for value in net.parameters():
+                value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+        return net, ng.LearnedOptimizer(net, random_rule("graph"), lr=0.01, every=3)
+
+    def train(net: nn.Module, optimizer: ng.LearnedOptimizer, steps: range) -> None:
+        for step in steps:
+            optimizer.zero_grad()
+            net(torch.randn(8, 6, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+
+    whole, optimizer = made()
+    train(whole, optimizer, range(9))
+    cut, optimizer = made()
+    train(cut, optimizer, range(4))
+    torch.save({"net": cut.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    again, optimizer = made()
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    again.load_state_dict(saved["net"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(again, optimizer, range(4, 9))
+    for one, two in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)

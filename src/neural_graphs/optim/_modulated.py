@@ -119,7 +119,8 @@ class ModulatedAdam(UpdateRule):
         vectors, offsets = found
         updates, summary = edges.updates(weights["matrix"], vectors, walk, weights["heads"], offsets[:, :, 0])
         if self.whiten:
-            summary = Whitening(wiring, grads, state, walk.scales).add(updates, offsets[:, :, 1], summary, self.figures)
+            whitening = Whitening(wiring, grads, state, walk.scales, memory)
+            summary = whitening.add(updates, offsets[:, :, 1], summary, self.figures)
         squared, nominal, product, replaced = summary.unbind(2)
         figures = {
             "step": (squared / at.numel).sqrt(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,20 @@ class Whitening:
     ``[n_target, n_source taps]`` of each group, with singular values near 1, times ``.5 sqrt(max(rows, columns))``.
 
     Permuting neurons at either end permutes rows and columns, and so does the result. ``scales [P, B, SCALES]`` undo the
-    bias of momenta and squares.
+    bias of momenta and squares. In ``memory``, where there is one, O is kept for the steps in between (see
+    ``UpdateRule.propose``).
     """
 
-    def __init__(self, wiring: Wiring, grads: Mapping[str, Tensor], state: State, scales: Tensor) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        grads: Mapping[str, Tensor],
+        state: State,
+        scales: Tensor,
+        memory: dict[str, Any] | None = None,
+    ) -> None:
         self.wiring, self.grads, self.state, self.scales = wiring, grads, state, scales
+        self.memory = {} if memory is None else memory
 
     def add(self, updates: Mapping[str, Tensor], shares: Tensor, summary: Tensor, figures: bool = True) -> Tensor:
         """Add ``shares [P, B]`` times O to ``updates``; with ``figures``, the sums of ``TorchEdges.updates`` as they are."""
@@ -37,7 +47,9 @@ class Whitening:
                 continue
             whole = updates[piece.parameter]
             update = piece.read(whole)
-            update.addcmul_(self.direction(piece), shares[:, number, None, None, None])
+            if (key := f"direction {number}") not in self.memory:
+                self.memory[key] = self.direction(piece)
+            update.addcmul_(self.memory[key], shares[:, number, None, None, None])
             if update.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():  # no view
                 piece.write(whole, update)
             if figures:
