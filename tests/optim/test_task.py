@@ -210,3 +210,13 @@ def test_the_papers_networks():
     assert held_out("paper-fashion", steps=10)[0].steps == 10
     with pytest.raises(UserError, match="unknown group"):
         held_out("nothing")
+
+
+def test_mixed_tasks_come_in_all_kinds_and_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_families, "has_fashion", lambda: True)
+    tasks = [sample_task("mixed", seed) for seed in range(120)]
+    assert {task.side for task in tasks} >= {8, 14, 28}
+    flat = [task for task in tasks if isinstance(task.architecture, Stack) and not task.architecture.layers[0].kernel]
+    assert all(task.architecture.layers[0].inputs == task.side**2 for task in flat)
+    assert 60 < len(flat) < 110 and {task.data for task in tasks} == {"digits", "fashion-mnist"}
+    assert all(task.side == 8 for task in tasks if task.data == "digits")

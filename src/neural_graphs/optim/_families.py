@@ -29,9 +29,9 @@ def sample_task(family: str, seed: int, augment: bool = False) -> InnerTask:
 
     ``"mlp"``: 8x8 images (14x14 one time in eight), 1 to 4 hidden layers, widths log-uniform from 8 to 64, one of
     ``ACTIVATIONS``. ``"cnn"``: 8x8 to 14x14 images, 1 to 3 convolutions of 3x3 with 8 to 32 channels. ``"transformer"``: 8x8
-    images, patches of 4x4 or 2x2, 1 or 2 blocks. ``"mixed"``: these in the shares .7, .2 and .1. Minibatches of 32, 64 or
-    128; horizons log-uniform from 100 to 1000. With ``augment`` also the scale of inputs (.5 to 2) and of initial weights
-    (.7 to 1.4) is drawn, and classes are renamed.
+    images, patches of 4x4 or 2x2, 1 or 2 blocks. ``"mixed"``: these in the shares .7, .2 and .1, with some perceptrons on
+    28x28 images. Minibatches of 32, 64 or 128; horizons log-uniform from 100 to 1000. With ``augment`` also the scale of
+    inputs (.5 to 2) and of initial weights (.7 to 1.4) is drawn, and classes are renamed.
 
     Without Fashion-MNIST on this machine all tasks are on digits, which one warning says. Raises ``UserError`` for an
     unknown family.
@@ -46,6 +46,8 @@ def sample_task(family: str, seed: int, augment: bool = False) -> InnerTask:
     draws: dict[str, Callable[[np.random.Generator], tuple[int, Stack | ModuleArchitecture]]]
     draws = {"mlp": _draw_mlp, "cnn": _draw_cnn, "transformer": _draw_transformer}
     side, architecture = draws[kind](rng)
+    if family == "mixed" and kind == "mlp" and rng.random() < 0.125:
+        side, architecture = 28, _for_side(architecture, side, 28)
     if data == "digits" or not has_fashion():
         data, side, architecture = "digits", 8, _for_side(architecture, side, 8)
     task = InnerTask(f"{family}-{seed}", architecture, data, side, batch_size, steps)
