@@ -82,7 +82,7 @@ OPERATORS: dict[str, Handler] = {}
 def element_dtype(element: int, name: str) -> torch.dtype:
     from onnx import TensorProto
 
-    kinds = {
+    kinds: dict[int, torch.dtype] = {
         TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64, TensorProto.FLOAT16: torch.float16,
         TensorProto.BFLOAT16: torch.bfloat16, TensorProto.INT64: torch.int64, TensorProto.INT32: torch.int32,
         TensorProto.INT16: torch.int16, TensorProto.INT8: torch.int8, TensorProto.UINT8: torch.uint8,

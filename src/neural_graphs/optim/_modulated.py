@@ -61,8 +61,6 @@ class ModulatedAdam(UpdateRule):
 
     betas = BETAS
     beta2 = BETA2
-    figures = True
-    """Whether proposals say the figures of whitened pieces, which cost two more walks over their parameters."""
 
     def __init__(self, hidden: int, magnitude: bool = True, whiten: bool = False, seed: int = 0) -> None:
         super().__init__()

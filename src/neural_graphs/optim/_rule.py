@@ -41,6 +41,8 @@ class UpdateRule(nn.Module):
     betas: tuple[float, ...] = ()
     beta2: float | None = None
     config: dict[str, Any]
+    figures: bool = True
+    """Whether proposals need all their figures: meta-training does without those that cost."""
 
     def new_state(self, params: Mapping[str, Tensor]) -> State:
         """Zeros for ``params`` ``{name: [P, *shape]}``, in float32 at least."""
