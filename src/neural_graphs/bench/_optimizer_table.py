@@ -12,6 +12,8 @@ HEAD = (
     *("Steps to Adam's loss", "Time over Adam's", "Setting, by loss"),
 )
 _ALL = "all tasks"
+_LESSER = ("sgd", "adam", "adamw", "nadamw")
+"""Baselines that the README leaves to the page of results."""
 
 
 def is_one(rows: Iterable[Row]) -> bool:
@@ -36,13 +38,22 @@ def lines(rows: Iterable[Row]) -> list[tuple[str, ...]]:
 
 
 def short(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
-    """For the README: (method, measure, value) over all tasks."""
+    """For the README: (method, measure, value) of learned rules and Muon over all tasks, and accuracies of a single task."""
     found = []
-    for entry in rows:
-        name = f"{entry['method']}, {entry['variant']}" if entry["variant"] else entry["method"]
-        if entry["metric"] == "at_or_below_adam_share":
-            count = round(entry["mean"] * entry["tasks"])
-            found.append((name, "tasks with a training loss at or below tuned Adam's", f"{count} of {entry['tasks']}"))
+    kept = [entry for entry in rows if not entry["variant"] and entry["method"] not in _LESSER]
+    for entry in kept:
+        if entry["part"] == _ALL and entry["metric"] == "train_loss_minus_adam":
+            share = next(e for e in kept if e["method"] == entry["method"] and e["metric"] == "at_or_below_adam_share")
+            count = f"{round(share['mean'] * share['tasks'])} of {share['tasks']} tasks at or below"
+            value = f"{_difference(entry['interval'])} ({count})"
+            name = "muon, tuned" if entry["method"] == "muon" else entry["method"]
+            found.append((name, "training loss less tuned Adam's", value))
+    if len({entry["part"] for entry in kept} - {_ALL}) == 1:
+        for entry in rows:
+            if entry["metric"] == "test_accuracy" and entry["part"] != _ALL and not entry["variant"]:
+                value = f"{100 * entry['mean']:.1f} ± {100 * entry['std']:.1f} %"
+                name = "adam, tuned" if entry["method"] == "adam" else entry["method"]
+                found.append((name, "test accuracy", value))
     return found
 
 
