@@ -70,7 +70,8 @@ _OPTIMISER = (
     "training step of one network on one thread, gradients included, over the same with Adam. The rules are those of "
     "`neural-graphs train optimizer rule.name=graph seed=0 out=runs/graph-0`, and so on, for 200 meta-steps on perceptrons "
     "of 8 to 64 neurons and 1 to 4 hidden layers, up to 1000 steps: `graph` of three meta-seeds (0 to 2), `ff` of two, "
-    "`lstm` and `shuffled` (`rule.shuffled=true`: wrong neurons are taken for those between two tensors) of one. All have the same features, meta-budget and number of weights (2,384 to 2,408) and orthogonalise momenta. "
+    "`lstm` and `shuffled` (`rule.shuffled=true`: wrong neurons are taken for those between two tensors) of one. All have "
+    "the same features, meta-budget and number of weights (2,384 to 2,408) and orthogonalise momenta. "
     "`ng-small` is `graph` of meta-seed 0, which was the best of the three on validation tasks. "
 )
 
