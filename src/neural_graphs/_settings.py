@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -13,6 +16,33 @@ import yaml
 from neural_graphs.errors import UserError
 
 T = TypeVar("T")
+
+
+def preset_names(package: str) -> list[str]:
+    """Names of the configurations in ``package``'s folder ``_presets``, sorted."""
+    folder = resources.files(package) / "_presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_of(package: str, name: str) -> str:
+    """The commented YAML of a preset."""
+    return (resources.files(package) / "_presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def read_source(package: str, source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys of a YAML file or of one of ``package``'s presets, changed by overrides (see ``read_settings``).
+
+    Raises:
+        UserError: no such file or preset, broken YAML, or an override that is none.
+    """
+    name, presets = os.fspath(source), preset_names(package)
+    if name in presets:
+        text = preset_of(package, name)
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
+    else:
+        raise UserError(f"{name} is neither a file nor a preset; presets: {', '.join(presets)}")
+    return read_settings(text, name, overrides)
 
 
 def read_settings(text: str, name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

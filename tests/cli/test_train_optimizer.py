@@ -51,6 +51,7 @@ def test_presets_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     ("arguments", "message"),
     [
         (["train", "optimizer", "sigma=-1"], "positive"),
+        (["train", "optimiser"], "inr-probing, optimizer,"),
         (["train", "optimizer", "nonsense=1"], "unknown key nonsense"),
         (["train", "optimizer", "rule.name=best"], "unknown update rule"),
         (["train", "optimizer", "rule.colour=3"], "update rule graph"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neural_graphs.cli._parser import (
@@ -58,7 +60,7 @@ def _optimizer(options: argparse.Namespace) -> int:
     rules = dict(_rule(text) for text in options.rule)
     load("neural_graphs.bench")
     use_threads(options)
-    from neural_graphs.bench import _optimizer_table, learned_optimizers
+    from neural_graphs.bench import learned_optimizers
 
     chosen = {name: getattr(options, name).split(",") for name in ("groups", "baselines") if getattr(options, name)}
     kept = {
@@ -66,14 +68,21 @@ def _optimizer(options: argparse.Namespace) -> int:
         for name in ("seeds", "tuning_seeds", "tuning_steps", "steps", "device", "out", "runs", "command")
     }
     rows = learned_optimizers(rules, knob=not options.no_knob, **chosen, **kept)
-    if options.json:
+    return show(rows, options.out, options.json)
+
+
+def show(rows: Sequence[Mapping[str, Any]], out: str | os.PathLike[str], as_json: bool) -> int:
+    """Print what ``learned_optimizers`` returned, a table per group."""
+    from neural_graphs.bench import _optimizer_table
+
+    if as_json:
         print_json(rows)
         return 0
     for group in dict.fromkeys(entry["group"] for entry in rows):
-        own = _optimizer_table.lines(entry for entry in rows if entry["group"] == group)
+        own = _optimizer_table.lines(dict(entry) for entry in rows if entry["group"] == group)
         print(f"\n{group}\n")
         print_table(_optimizer_table.HEAD, [[cell.replace("**", "") for cell in line] for line in own])
-    print(f"\nresults: {options.out}")
+    print(f"\nresults: {out}")
     return 0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from neural_graphs.cli._parser import load, print_json, print_table, use_threads
+from neural_graphs.cli._bench_optimizer import show
+from neural_graphs.cli._parser import load, use_threads
 from neural_graphs.errors import UserError
 
 
@@ -18,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     options.resume_hint = "what is done is kept, run the same command again to go on"
     use_threads(options)
     load("neural_graphs.bench")
-    from neural_graphs.bench import _optimizer_table, learned_optimizers
+    from neural_graphs.bench import learned_optimizers
 
     rows = learned_optimizers(
         {"learned": [source]},
@@ -30,12 +31,4 @@ def run(options: argparse.Namespace) -> int:
         timing=True,
         command=options.command,
     )
-    if options.json:
-        print_json(rows)
-        return 0
-    for group in dict.fromkeys(entry["group"] for entry in rows):
-        lines = _optimizer_table.lines(entry for entry in rows if entry["group"] == group)
-        print(f"\n{group}\n")
-        print_table(_optimizer_table.HEAD, [[cell.replace("**", "") for cell in line] for line in lines])
-    print(f"\nresults: {out}")
-    return 0
+    return show(rows, out, options.json)

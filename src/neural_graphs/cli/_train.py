@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from neural_graphs.cli._parser import add_json, add_threads, add_verb, load, print_json, use_threads
@@ -48,9 +49,11 @@ def run(options: argparse.Namespace) -> int:
         for name, text in sorted(texts.items()):
             print(f"{name:<24}{text.splitlines()[0].lstrip('# ')}")
         return 0
+    presets = sorted([*list_presets(), *list_meta_presets()])
     if options.config is None:
-        presets = ", ".join(sorted([*list_presets(), *list_meta_presets()]))
-        raise UserError(f"give a configuration: a YAML file or one of the presets, {presets}")
+        raise UserError(f"give a configuration: a YAML file or one of the presets, {', '.join(presets)}")
+    if options.config not in presets and not Path(options.config).is_file():
+        raise UserError(f"{options.config} is neither a file nor a preset; presets: {', '.join(presets)}")
     if is_meta_config(options.config):
         from neural_graphs.cli._train_optimizer import run as train_optimizer
 

@@ -6,13 +6,12 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from neural_graphs._settings import build, read_settings
+from neural_graphs._settings import build, preset_names, preset_of, read_settings, read_source
 from neural_graphs.errors import UserError
 
 
@@ -92,13 +91,12 @@ class MetaConfig:
 
 def list_meta_presets() -> list[str]:
     """Names of the configurations that come with the package, sorted."""
-    folder = resources.files(__package__) / "_presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return preset_names(__package__)
 
 
 def meta_preset_text(name: str) -> str:
     """The commented YAML of a preset."""
-    return (resources.files(__package__) / "_presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return preset_of(__package__, name)
 
 
 def is_meta_config(source: str | os.PathLike[str]) -> bool:
@@ -125,12 +123,5 @@ def load_meta_config(source: str | os.PathLike[str], overrides: Sequence[str] = 
     Raises:
         UserError: no such file or preset, broken YAML, an unknown key (the message lists those there are), a wrong type.
     """
-    name = os.fspath(source)
-    if name in list_meta_presets():
-        text = meta_preset_text(name)
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8", errors="replace")
-    else:
-        raise UserError(f"{name} is neither a file nor a preset; presets: {', '.join(list_meta_presets())}")
-    config = build(MetaConfig, read_settings(text, name, overrides))
-    return config if config.out else dataclasses.replace(config, out=str(Path("runs") / Path(name).stem))
+    config = build(MetaConfig, read_source(__package__, source, overrides))
+    return config if config.out else dataclasses.replace(config, out=str(Path("runs") / Path(source).stem))

@@ -7,13 +7,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from neural_graphs._settings import build, read_settings
+from neural_graphs._settings import build, preset_names, preset_of, read_source
 from neural_graphs.errors import UserError
 
 
@@ -206,13 +205,12 @@ class TrainConfig:
 
 def list_presets() -> list[str]:
     """Names of the configurations that come with the package, sorted."""
-    folder = resources.files(__package__) / "_presets"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return preset_names(__package__)
 
 
 def preset_text(name: str) -> str:
     """The commented YAML of a preset."""
-    return (resources.files(__package__) / "_presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return preset_of(__package__, name)
 
 
 def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainConfig:
@@ -223,15 +221,8 @@ def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     Raises:
         UserError: no such file or preset, broken YAML, an unknown key (the message lists those there are), a wrong type.
     """
-    name = os.fspath(source)
-    if name in list_presets():
-        text = preset_text(name)
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8", errors="replace")
-    else:
-        raise UserError(f"{name} is neither a file nor a preset; presets: {', '.join(list_presets())}")
-    config = from_dict(read_settings(text, name, overrides))
-    return config if config.out else dataclasses.replace(config, out=str(Path("runs") / Path(name).stem))
+    config = from_dict(read_source(__package__, source, overrides))
+    return config if config.out else dataclasses.replace(config, out=str(Path("runs") / Path(source).stem))
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
