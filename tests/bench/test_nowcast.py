@@ -23,6 +23,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nowcast, "NOW", (5,))
     monkeypatch.setattr(_nowcast, "IMAGES", 100)
     monkeypatch.setattr(_nowcast, "TRAINED_ON", ((5,),))
+    monkeypatch.setattr(_nowcast, "IMAGE_SETS", ("digits",))
     monkeypatch.setattr(_nowcast, "RACED", ("seeds",))
     tests = {"seeds": TASK.with_steps(46), "cnn": CNN.with_steps(46)}
     monkeypatch.setattr(_nowcast, "_tested_on", lambda: tests)

@@ -12,6 +12,8 @@ from neural_graphs.optim import _families
 from neural_graphs.optim._families import FAMILIES, HELD_OUT, cnn, held_out, mlp, paper_cnn, sample_task, vit
 from neural_graphs.optim._task import InnerTask
 
+pytestmark = pytest.mark.filterwarnings("ignore:tasks are drawn on digits")  # where there is no Fashion-MNIST
+
 ARCHITECTURES = {
     "relu": mlp(8, (12, 8)),
     "tanh": mlp(8, (12, 8), "tanh"),
@@ -174,6 +176,8 @@ def test_without_fashion_mnist_tasks_are_on_digits_and_one_warning_says_so(monke
     def missing(*arguments, **others):
         raise UserError("no fashion-mnist images found")
 
+    _families.has_fashion.cache_clear()
+    monkeypatch.setattr(_families, "load_images", lambda *arguments, **others: None)  # found
     assert {sample_task("cnn", seed).data for seed in range(40)} == {"fashion-mnist", "digits"}
     _families.has_fashion.cache_clear()
     monkeypatch.setattr(_families, "load_images", missing)
