@@ -62,7 +62,7 @@ def test_singular_values_are_near_one_and_vectors_those_of_the_momentum() -> Non
     state = rule.new_state(params)
     rule.propose(wiring, params, grads, state, dict.fromkeys(params, 1))
     piece = next(piece for piece in wiring.pieces if piece.sizes[:2] == (9, 6))
-    found = Whitening(wiring, grads, state, torch.zeros(1, len(wiring.pieces), 10)).direction(piece)[0, :, :, 0]
+    found = Whitening(wiring, grads, state, dict.fromkeys(params, 1)).direction(piece)[0, :, :, 0]
     values = torch.linalg.svdvals(found / (0.5 * 9**0.5))
     assert values.min() > 0.6 and values.max() < 1.3
     momentum = 0.9 * state[piece.parameter]["momenta"][1, 0] + 0.1 * grads[piece.parameter][0]
@@ -128,6 +128,23 @@ def test_figures_are_those_of_the_whole_update() -> None:
         assert float(found.summary["cosine"][0, number]) == pytest.approx(float(cosine), abs=1e-9)
 
 
+@pytest.mark.parametrize("figures", [True, False])
+def test_a_direction_has_the_size_of_adams_step_whatever_figures_are_wanted(figures: bool) -> None:
+    module, example = NETS["cnn"]
+    graph = ng.trace(module, example)
+    params, *grads = drawn(module, 3)
+    wiring, rule, plain = Wiring.of(graph.spec, set(params)), random_rule("graph", magnitude=False), create_rule("adam")
+    rule.figures = figures
+    states = rule.new_state(params), plain.new_state(params)
+    for number, grad in enumerate(grads):
+        steps = dict.fromkeys(params, number + 1)
+        found = rule.propose(wiring, params, grad, states[0], steps)
+        adam = plain.propose(wiring, params, grad, states[1], steps)
+        for piece in wiring.pieces:
+            one, two = (piece.read(given.updates[piece.parameter]).square().mean() for given in (found, adam))
+            assert float(one) == pytest.approx(float(two), rel=1e-9)
+
+
 def test_without_gradients_nothing_is_added() -> None:
     module, example = NETS["mlp"]
     graph = ng.trace(module, example)
@@ -136,7 +153,7 @@ def test_without_gradients_nothing_is_added() -> None:
     wiring, rule = Wiring.of(graph.spec, set(params)), random_rule("graph")
     state = rule.new_state(params)
     rule.propose(wiring, params, zeros, state, dict.fromkeys(params, 1))
-    whitening = Whitening(wiring, zeros, state, torch.zeros(1, len(wiring.pieces), 10))
+    whitening = Whitening(wiring, zeros, state, dict.fromkeys(params, 1))
     assert all(not whitening.direction(piece).any() for piece in wiring.pieces if piece.source is not None)
 
 

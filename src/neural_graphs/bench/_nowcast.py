@@ -13,6 +13,7 @@ from torch import Tensor
 from neural_graphs._progress import progress
 from neural_graphs.bench._machine import threads
 from neural_graphs.bench._results import Row, row, write_results
+from neural_graphs.optim._baselines import Schedule
 from neural_graphs.optim._families import cnn, mlp
 from neural_graphs.optim._nowcast import Nowcaster
 from neural_graphs.optim._nowcast_history import Subject, Trajectory
@@ -22,6 +23,7 @@ from neural_graphs.optim._task import InnerTask
 
 INTERVAL, STEPS, IMAGES = 20, 1200, 2000
 TRAINED_ON = ((16,), (32,), (24, 24), (32, 32), (16, 16, 16), (32, 32, 32))
+IMAGE_SETS = ("fashion-mnist", "digits")
 RATES = (1e-3, 3e-3, 1e-2)
 NOW = (5, 10, 19)
 """Checkpoints (of the one before the first step, number 0) after which jumps are compared: 100, 200 and 380 steps."""
@@ -129,12 +131,12 @@ def _trajectories(seed: int, runs: int) -> list[Trajectory]:
     generator = torch.Generator().manual_seed(seed)
     found: list[Trajectory] = []
     for number, hidden in enumerate(TRAINED_ON):
-        for data in ("fashion-mnist", "digits"):
+        for data in IMAGE_SETS:
             task = InnerTask("", mlp(8, hidden, ("relu", "tanh")[number % 2]), data=data).with_steps(STEPS)
             lr = (1e-3 * 10 ** torch.rand(runs, generator=generator)).tolist()
-            schedules = ["constant", "linear"] * runs
+            schedules: list[Schedule] = ["constant", "linear"]
             first = 1_000_000 * (seed + 1) + 1000 * len(found)
-            run = AdamRun(task, range(first, first + runs), lr, schedules[:runs], seed=first)
+            run = AdamRun(task, range(first, first + runs), lr, (schedules * runs)[:runs], seed=first)
             found.append(record(run, INTERVAL))
     return found
 
@@ -195,7 +197,7 @@ def _loss(task: InnerTask, params: Mapping[str, Tensor]) -> float:
 
 
 def _races(
-    nowcaster: Nowcaster, task: InnerTask, schedule: str, seed: int, networks: int
+    nowcaster: Nowcaster, task: InnerTask, schedule: Schedule, seed: int, networks: int
 ) -> dict[tuple[str, str, str], float]:
     """Adam at the best of ``RATES`` for itself, alone and with one jump after every five intervals."""
     jumps: dict[str, Callable[[Sequence[Params], int], Params] | None] = {
@@ -228,7 +230,7 @@ def _forecast(nowcaster: Nowcaster, task: InnerTask, window: Sequence[Params], a
 def _curve(
     task: InnerTask,
     rate: float,
-    schedule: str,
+    schedule: Schedule,
     seed: int,
     networks: int,
     jump: Callable[[Sequence[Params], int], Params] | None,

@@ -21,7 +21,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from neural_graphs._io import atomic_write, write_json
 from neural_graphs._memory import keep_buffers
-from neural_graphs._progress import progress
+from neural_graphs._progress import _Silent, progress
 from neural_graphs.errors import UserError
 from neural_graphs.optim._config import MetaConfig, to_yaml
 from neural_graphs.optim._rule import UpdateRule, create_rule
@@ -54,36 +54,34 @@ def train_rule(config: MetaConfig, resume: bool = False, quiet: bool = False) ->
     Raises:
         UserError: the folder holds another run, or an unfinished one while ``resume`` is off.
     """
-    torch.set_num_threads(1)
     keep_buffers()
     folder = Path(config.out)
     rule = create_rule(**{"seed": config.seed, **config.rule})
     config = dataclasses.replace(config, rule=rule.config)
     state = _open(folder, config, resume)
     run = _Run(config, rule, folder)
-    slots = slots_of(config)
+    slots, threads = slots_of(config), torch.get_num_threads()
+    torch.set_num_threads(1)  # inner networks are tiny
     try:
         if state is not None:
             run.restore(state)
             slots.restore(state)
         else:
             run.validated()
-        shown = contextlib.nullcontext() if quiet else progress(f"meta-training {folder.name}", config.steps)
-        with shown as bar:
-            if bar is not None:
-                bar.advance(run.step)
+        title = f"meta-training {folder.name}"
+        with contextlib.nullcontext(_Silent()) if quiet else progress(title, config.steps) as bar:
+            bar.advance(run.step)
             while run.step < config.steps:
                 found = slots.advance(run.theta, run.step)
                 run.apply([found[number] for number in sorted(found)])
                 if run.step % config.eval_every == 0 or run.step == config.steps:
                     line = run.validated()
                     run.save(slots.tensors())
-                    if bar is not None:
-                        bar.describe(f"meta-training {folder.name}: {line}")
-                if bar is not None:
-                    bar.advance()
+                    bar.describe(f"{title}: {line}")
+                bar.advance()
     finally:
         slots.close()
+        torch.set_num_threads(threads)
     return run.finish()
 
 

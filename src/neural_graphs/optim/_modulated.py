@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from neural_graphs.errors import UserError
 from neural_graphs.optim._places import STATIC, places
+from neural_graphs.optim._plain_adam import BETA1, BETA2
 from neural_graphs.optim._rule import Proposal, State, UpdateRule
 from neural_graphs.optim._whitening import Whitening
 from neural_graphs.optim._wiring import Wiring
 
-BETAS = (0.5, 0.9, 0.99)
-BETA2 = 0.999
-EPSILON = 1e-8
+BETAS = (0.5, BETA1, 0.99)
 NOMINAL = 1
 """Number of the momentum that Adam's step is made of."""
 
@@ -61,6 +60,8 @@ class ModulatedAdam(UpdateRule):
 
     betas = BETAS
     beta2 = BETA2
+    shuffled = False
+    """Whether wrong neurons are taken for those at the ends of every piece (see ``places``)."""
 
     def __init__(self, hidden: int, magnitude: bool = True, whiten: bool = False, seed: int = 0) -> None:
         super().__init__()
@@ -87,9 +88,6 @@ class ModulatedAdam(UpdateRule):
         """
         raise NotImplementedError
 
-    def own_weights(self) -> dict[str, Tensor]:
-        return {name: value.detach().unsqueeze(0) for name, value in self.named_parameters()}
-
     def propose(
         self,
         wiring: Wiring,
@@ -105,7 +103,7 @@ class ModulatedAdam(UpdateRule):
         first = state[wiring.pieces[0].parameter]["square"]
         at = places(wiring, first.device, first.dtype, self.shuffled)
         if weights is None:
-            weights = {name: value.to(first) for name, value in self.own_weights().items()}
+            weights = self.own_weights(first.device, first.dtype)
         differentiable = any(value.requires_grad for value in weights.values())
         edges = edges_of(wiring, at, params, grads, state, differentiable)
         walk, known, profile = edges.measure(*_clock([steps[piece.parameter] for piece in wiring.pieces], first))
@@ -117,8 +115,9 @@ class ModulatedAdam(UpdateRule):
         vectors, offsets = found
         updates, summary = edges.updates(weights["matrix"], vectors, walk, weights["heads"], offsets[:, :, 0])
         if self.whiten:
-            whitening = Whitening(wiring, grads, state, walk.scales, memory)
-            summary = whitening.add(updates, offsets[:, :, 1], summary, self.figures)
+            whitening = Whitening(wiring, grads, state, steps, memory)
+            wanted = self.figures or not self.magnitude  # the direction is scaled by them
+            summary = whitening.add(updates, offsets[:, :, 1], summary, wanted)
         squared, nominal, product, replaced = summary.unbind(2)
         figures = {
             "step": (squared / at.numel).sqrt(),
@@ -133,8 +132,6 @@ class ModulatedAdam(UpdateRule):
                 piece.write(updates[piece.parameter], held)
             figures["step"] = figures["nominal"]
         return Proposal(updates, wiring, figures)
-
-    shuffled = False
 
 
 def _clock(steps: list[int], like: Tensor) -> tuple[Tensor, Tensor]:

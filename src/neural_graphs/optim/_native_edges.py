@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from neural_graphs.graph._native import native_function
-from neural_graphs.optim._modulated import BETA2, BETAS, CONTEXT, EPSILON, SCALES, STATISTICS, TIMES, Walk
+from neural_graphs.optim._modulated import BETAS, CONTEXT, SCALES, STATISTICS, TIMES, Walk
 from neural_graphs.optim._places import STATIC, Places
+from neural_graphs.optim._plain_adam import BETA2, EPSILON
 from neural_graphs.optim._torch_edges import TorchEdges
 from neural_graphs.optim._wiring import Piece, Wiring
 

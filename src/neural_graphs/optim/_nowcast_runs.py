@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from neural_graphs.errors import UserError
+from neural_graphs.optim._baselines import Adam, FlatParameters, Schedule, Setting
 from neural_graphs.optim._nowcast_history import Subject, Trajectory
 from neural_graphs.optim._task import InnerTask
 
 IMAGES = 256
 """In the minibatches on which nowcasters learn from losses."""
 
-SCHEDULES = ("constant", "linear")
-_BETAS, _EPS = (0.9, 0.999), 1e-8
+SCHEDULES: tuple[Schedule, ...] = ("constant", "linear")
 
 
 class AdamRun:
@@ -36,34 +35,27 @@ class AdamRun:
     """
 
     def __init__(
-        self, task: InnerTask, seeds: Sequence[int], lr: Sequence[float], schedules: Sequence[str], seed: int = 0
+        self, task: InnerTask, seeds: Sequence[int], lr: Sequence[float], schedules: Sequence[Schedule], seed: int = 0
     ) -> None:
         if unknown := set(schedules) - set(SCHEDULES):
             raise UserError(f"unknown schedule {min(unknown)!r}: choose among {', '.join(SCHEDULES)}")
         if not len(seeds) == len(lr) == len(schedules):
             raise UserError(f"{len(seeds)} networks with {len(lr)} learning rates and {len(schedules)} schedules")
-        self.task, self.seed, self.steps = task, seed, 0
-        own = task.new_params(seeds)
-        shapes = {name: value.shape for name, value in own.items()}
-        sizes = [value[0].numel() for value in own.values()]
-        self._flat = torch.cat([value.flatten(1) for value in own.values()], 1)  # one update for all tensors
-        parts = self._flat.split(sizes, 1)
-        self.params = {name: part.view(shapes[name]) for name, part in zip(own, parts, strict=True)}
-        self._first, self._second = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
-        self._lr = torch.tensor(lr, device=self._flat.device)[:, None]
-        self._decays = torch.tensor([float(s == "linear") for s in schedules], device=self._flat.device)[:, None]
+        self.task, self.seed = task, seed
+        parameters = FlatParameters(task.new_params(seeds))
+        self.params = parameters.views
+        settings = [Setting("adam", *pair) for pair in zip(lr, schedules, strict=True)]
+        self._adam = Adam(parameters, settings, task.steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps made."""
+        return self._adam.count
 
     def step(self) -> Tensor:
         """One step; the losses ``[P]`` on its minibatch."""
         losses, grads = self.task.losses_and_grads(self.params, *self.task.batch(self.seed, self.steps))
-        lr = self._lr * (1 - self._decays * (self.steps / self.task.steps))
-        self.steps += 1
-        g = torch.cat([grads[name].flatten(1) for name in self.params], 1)
-        self._first.lerp_(g, 1 - _BETAS[0])
-        self._second.mul_(_BETAS[1]).addcmul_(g, g, value=1 - _BETAS[1])
-        first, second = (1 - beta**self.steps for beta in _BETAS)
-        root = self._second.sqrt().mul_(1 / math.sqrt(second)).add_(_EPS)
-        self._flat.sub_((lr / first) * self._first / root)
+        self._adam.step(grads)
         return losses
 
     def snapshot(self) -> dict[str, Tensor]:

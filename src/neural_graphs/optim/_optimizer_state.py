@@ -70,7 +70,7 @@ class StepPlan:
             name: {key: value.unsqueeze(network_axis(key)) for key, value in held.items() if key != "step"}
             for name, held in zip(self.names, self.held[: self.count], strict=False)
         }
-        self.weights = weights_of(rule, inside[0].device, dtype) if inside else {}
+        self.weights = rule.own_weights(inside[0].device, dtype) if inside else {}
         self._pointers = [parameter.data_ptr() for parameter in self.parameters]
         self._values = [tuple(value for value in held.values()) for held in self.held]
 
@@ -86,11 +86,6 @@ class StepPlan:
             if any(a is not b for a, b in zip(held.values(), values, strict=False)):
                 return False
         return True
-
-
-def weights_of(rule: UpdateRule, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The rule's weights, ``[1, *shape]``."""
-    return {name: value.detach().to(device, dtype).unsqueeze(0) for name, value in rule.named_parameters()}
 
 
 def copied(value: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""Adam for the parameters that stand in no graph: the nominal step of the update rules, without anything learned."""
+"""Adam's step: that of parameters that stand in no graph, and the nominal one that update rules start from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def new_state(parameter: Tensor) -> dict[str, Tensor]:
     """Zeros, in float32 at least."""
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return {name: torch.zeros_like(parameter, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
+
+
+def nominal_step(mean: Tensor, square: Tensor, step: int) -> Tensor:
+    """The bias-corrected step (Kingma & Ba 2015) of moments of any shape, in step number ``step``, from 1."""
+    return mean / (1 - BETA1**step) / ((square / (1 - BETA2**step)).sqrt() + EPSILON)
 
 
 def advance(gradients: Sequence[Tensor], states: Sequence[dict[str, Any]], steps: Sequence[int]) -> list[Tensor]:

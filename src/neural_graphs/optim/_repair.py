@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neural_graphs.errors import RunError
-from neural_graphs.optim._plain_adam import BETA1, BETA2, EPSILON
+from neural_graphs.optim._plain_adam import BETA1, BETA2, nominal_step
 from neural_graphs.optim._rule import Proposal, State, UpdateRule
 
 
@@ -50,5 +50,4 @@ def repair(rule: UpdateRule, proposal: Proposal, state: State, steps: Mapping[st
 def _nominal(rule: UpdateRule, held: Mapping[str, Tensor], step: int) -> Tensor | None:
     if BETA1 not in rule.betas or rule.beta2 != BETA2:
         return None
-    momentum = held["momenta"][rule.betas.index(BETA1)] / (1 - BETA1**step)
-    return momentum / ((held["square"] / (1 - BETA2**step)).sqrt() + EPSILON)
+    return nominal_step(held["momenta"][rule.betas.index(BETA1)], held["square"], step)

@@ -75,6 +75,10 @@ class UpdateRule(nn.Module):
         """
         raise NotImplementedError
 
+    def own_weights(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The rule's weights as ``propose`` takes them, for one network or all: ``{name: [1, *shape]}``."""
+        return {name: value.detach().to(device, dtype).unsqueeze(0) for name, value in self.named_parameters()}
+
     def digest(self) -> str:
         """Identifies the rule: SHA-256 over configuration and weights."""
         found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())

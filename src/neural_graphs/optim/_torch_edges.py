@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neural_graphs.optim._modulated import BETA2, BETAS, EPSILON, NOMINAL, Walk
+from neural_graphs.optim._modulated import BETAS, NOMINAL, Walk
 from neural_graphs.optim._places import Places
+from neural_graphs.optim._plain_adam import BETA2, EPSILON
 from neural_graphs.optim._wiring import Piece, Wiring
 
 if TYPE_CHECKING:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neural_graphs.optim._baselines import Schedule, schedule_factor
 from neural_graphs.optim._config import MetaConfig
 from neural_graphs.optim._families import HELD_OUT, sample_task
 from neural_graphs.optim._rule import UpdateRule
 from neural_graphs.optim._task import InnerTask
+from neural_graphs.optim._train_many import window
 from neural_graphs.optim._wiring import Wiring
 
 _OWN_TASKS = ("paper-fashion", "paper-cifar10")
@@ -183,12 +185,14 @@ def validation_tasks(config: MetaConfig) -> list[InnerTask]:
 
 
 @torch.no_grad()
-def validate(rule: UpdateRule, tasks: list[InnerTask], lr: float, schedule: str) -> dict[str, float]:
+def validate(rule: UpdateRule, tasks: list[InnerTask], lr: float, schedule: Schedule) -> dict[str, float]:
     """Mean training loss of the last twentieth of every task's steps, by its name, in nats, of two networks."""
     return {task.name: final_loss(rule, task, lr, schedule) for task in tasks}
 
 
-def final_loss(rule: UpdateRule, task: InnerTask, lr: float, schedule: str, seeds: tuple[int, ...] = (0, 1)) -> float:
+def final_loss(
+    rule: UpdateRule, task: InnerTask, lr: float, schedule: Schedule, seeds: tuple[int, ...] = (0, 1)
+) -> float:
     params = task.new_params(seeds)
     state, wiring = rule.new_state(params), Wiring.of(task.spec, set(params))
     curve: list[Tensor] = []
@@ -199,12 +203,11 @@ def final_loss(rule: UpdateRule, task: InnerTask, lr: float, schedule: str, seed
         for name, update in proposal.updates.items():
             params[name].sub_(update, alpha=rate)
         curve.append(losses)
-    last = max(20, task.steps // 20)
-    return float(torch.stack(curve[-last:]).nan_to_num(nan=math.inf).clamp(max=100).mean())
+    return float(torch.stack(curve[-window(task.steps) :]).nan_to_num(nan=math.inf).clamp(max=100).mean())
 
 
-def inner_rate(lr: float, schedule: str, step: int, steps: int) -> float:
-    return lr * (1 - step / steps) if schedule == "linear" else lr
+def inner_rate(lr: float, schedule: Schedule, step: int, steps: int) -> float:
+    return lr * schedule_factor(schedule, step, steps)
 
 
 def _mixed(*numbers: int) -> int:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from neural_graphs.optim._baselines import Muon, orthogonalised
+from neural_graphs.optim._plain_adam import BETA1, nominal_step
 from neural_graphs.optim._rule import State
 from neural_graphs.optim._wiring import Piece, Wiring
 
-_BETA, _NUMBER = 0.9, 1
-"""Of the momentum that is orthogonalised, among those that rules keep."""
+_NUMBER = 1
+"""Of the momentum that is orthogonalised, Adam's, among those that rules keep."""
 
 _SCALE = 0.5
 """Root mean square of a square matrix with singular values 1: of the size of Adam's first steps."""
@@ -23,9 +24,8 @@ class Whitening:
     """O for the pieces that connect neurons, embeddings excepted: the Nesterov momentum ``.9 m + .1 g`` as a matrix
     ``[n_target, n_source taps]`` of each group, with singular values near 1, times ``.5 sqrt(max(rows, columns))``.
 
-    Permuting neurons at either end permutes rows and columns, and so does the result. ``scales [P, B, SCALES]`` undo the
-    bias of momenta and squares. In ``memory``, where there is one, O is kept for the steps in between (see
-    ``UpdateRule.propose``).
+    Permuting neurons at either end permutes rows and columns, and so does the result. ``state``, ``steps``, ``memory`` are
+    those of ``UpdateRule.propose``; in ``memory``, where there is one, O is kept for the steps in between.
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Whitening:
         wiring: Wiring,
         grads: Mapping[str, Tensor],
         state: State,
-        scales: Tensor,
+        steps: Mapping[str, int],
         memory: dict[str, Any] | None = None,
     ) -> None:
-        self.wiring, self.grads, self.state, self.scales = wiring, grads, state, scales
+        self.wiring, self.grads, self.state, self.steps = wiring, grads, state, steps
         self.memory = {} if memory is None else memory
 
     def add(self, updates: Mapping[str, Tensor], shares: Tensor, summary: Tensor, figures: bool = True) -> Tensor:
@@ -53,7 +53,9 @@ class Whitening:
             if update.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():  # no view
                 piece.write(whole, update)
             if figures:
-                nominal = self._nominal(piece, number)
+                held = self.state[piece.parameter]
+                moments = piece.read(held["momenta"][_NUMBER]), piece.read(held["square"])
+                nominal = nominal_step(*moments, self.steps[piece.parameter])
                 sums = [(a * b).sum((1, 2, 3)) for a, b in ((update, update), (nominal, nominal), (update, nominal))]
                 columns[number] = torch.stack([*sums, columns[number][:, 3]], 1)
         return torch.stack(columns, 1)
@@ -64,15 +66,6 @@ class Whitening:
         grad = piece.read(self.grads[piece.parameter].to(momentum.dtype))
         networks, targets, sources, taps = momentum.shape
         rows, columns = targets // piece.groups, sources * taps
-        matrices = torch.lerp(momentum, grad, 1 - _BETA).reshape(networks * piece.groups, rows, columns)
+        matrices = torch.lerp(momentum, grad, 1 - BETA1).reshape(networks * piece.groups, rows, columns)
         found = orthogonalised(matrices, Muon.coefficients, Muon.rounds)
         return found.view(momentum.shape) * (_SCALE * max(rows, columns) ** 0.5)
-
-    def _nominal(self, piece: Piece, number: int) -> Tensor:
-        """Adam's step."""
-        from neural_graphs.optim._modulated import EPSILON, NOMINAL
-
-        scale = self.scales[:, number, :, None, None, None]
-        momentum = piece.read(self.state[piece.parameter]["momenta"][NOMINAL])
-        square = piece.read(self.state[piece.parameter]["square"])
-        return momentum * scale[:, 5 + NOMINAL] / ((square * scale[:, 8]).sqrt() + EPSILON)
