@@ -173,6 +173,28 @@ def test_an_interrupted_run_goes_on_to_the_same_rule(tmp_path: Path, monkeypatch
     assert [line["step"] for line in lines] == [0, 2, 4]
 
 
+@pytest.mark.filterwarnings("ignore:tasks are drawn on digits")  # where there is no Fashion-MNIST
+def test_a_run_may_go_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # processes of their own draw the families' tasks
+    monkeypatch.setenv("NEURAL_GRAPHS_NO_PROGRESS", "1")
+    changes = {"slots": 2, "truncation": 2, "horizon": [4, 6], "family": "transformer"}
+    whole = train_rule(config(tmp_path / "whole", **changes), quiet=True)
+    advance = _workers.Slots.advance
+
+    def interrupted(self: _workers.Slots, theta: torch.Tensor, number: int) -> object:
+        if number == 2:
+            raise KeyboardInterrupt
+        return advance(self, theta, number)
+
+    monkeypatch.setattr(_workers.Slots, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_rule(config(tmp_path / "cut", **changes), quiet=True)
+    cut = train_rule(config(tmp_path / "cut", workers=2, **changes), resume=True, quiet=True)
+    assert (cut.score, cut.best_step) == (whole.score, whole.best_step)
+    for name, value in whole.rule.state_dict().items():
+        assert torch.equal(value, cut.rule.state_dict()[name])
+
+
 def test_meta_training_helps(tmp_path: Path) -> None:
     """From a learning rate that is far too small the rule learns to take larger steps."""
     settings = config(

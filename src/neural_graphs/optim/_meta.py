@@ -64,8 +64,8 @@ def train_rule(config: MetaConfig, resume: bool = False, quiet: bool = False) ->
     torch.set_num_threads(1)  # inner networks are tiny
     try:
         if state is not None:
-            run.restore(state)
-            slots.restore(state)
+            run.restore(*state)
+            slots.restore(state[0])
         else:
             run.validated()
         title = f"meta-training {folder.name}"
@@ -148,11 +148,11 @@ class _Run:
                 {k: v.contiguous().clone() for k, v in tensors.items()}, temporary, {"position": json.dumps(position)}
             )
 
-    def restore(self, state: dict[str, Any]) -> None:
-        for name, value in state["position"].items():
+    def restore(self, tensors: dict[str, Tensor], position: dict[str, Any]) -> None:
+        for name, value in position.items():
             setattr(self, name, value)
         for name in ("theta", "moments", "average", "best"):
-            setattr(self, name, state[name])
+            setattr(self, name, tensors[name])
 
     def finish(self) -> MetaResult:
         from neural_graphs.optim._weights import save_rule
@@ -173,8 +173,8 @@ class _Run:
         return MetaResult(self.folder, self.rule, self.score, self.nominal, self.best_step, seconds)
 
 
-def _open(folder: Path, config: MetaConfig, resume: bool) -> dict[str, Any] | None:
-    """Ready the folder; the state to go on from, or None to begin."""
+def _open(folder: Path, config: MetaConfig, resume: bool) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Ready the folder; tensors and position to go on from, or None to begin."""
     known, last = folder / "config.yaml", folder / "last" / "state.safetensors"
     if known.is_file():
         same = _course(yaml.safe_load(known.read_text(encoding="utf-8"))) == _course(dataclasses.asdict(config))
@@ -199,10 +199,10 @@ def _course(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _MAY_CHANGE}
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return found | {"position": json.loads(file.metadata()["position"])}
+            return found, json.loads(file.metadata()["position"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): remove the run's folder and begin again") from None

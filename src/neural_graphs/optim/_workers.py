@@ -83,7 +83,7 @@ class Workers:
         return {name: torch.from_numpy(value) for part in self._ask("tensors") for name, value in part.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._ask("restore", {name: value.numpy() for name, value in tensors.items()})
+        self._ask("restore", {name: value.numpy() for name, value in tensors.items() if name.startswith("slot")})
 
     def close(self) -> None:
         """End the processes."""
